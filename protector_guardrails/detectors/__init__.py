@@ -1,0 +1,25 @@
+"""Harm detectors: what judges a response."""
+
+from __future__ import annotations
+
+from protector_guardrails.detectors.base import HarmDetector
+from protector_guardrails.errors import ConfigurationError
+
+__all__ = ["HarmDetector", "resolve_detector"]
+
+
+def resolve_detector(detector: str | HarmDetector) -> HarmDetector:
+    """The detector of that name, or the one given.
+
+    ``"embedded"`` is loaded at its first use and shared within the process.
+
+    Raises:
+        ConfigurationError: If it is neither a known name nor a :class:`HarmDetector`.
+    """
+    if isinstance(detector, HarmDetector):
+        return detector
+    if detector == "embedded":
+        from protector_guardrails.detectors.embedded import EmbeddedDetector
+
+        return EmbeddedDetector.shared()
+    raise ConfigurationError(f"unknown detector {detector!r}: use 'embedded', or an instance of HarmDetector")

@@ -1,0 +1,65 @@
+"""Exceptions of the package; every one of them is a :class:`ProtectorError`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from protector_guardrails.types import Outcome
+
+
+class ProtectorError(Exception):
+    """Anything that this package raises on purpose."""
+
+
+class ConfigurationError(ProtectorError, ValueError):
+    """A name, option or combination of options that cannot work."""
+
+
+class MissingExtraError(ProtectorError, ImportError):
+    """Something was asked for that needs an optional dependency."""
+
+    def __init__(self, what: str, *, extra: str) -> None:
+        super().__init__(f"{what} needs an extra: pip install 'protector-guardrails[{extra}]'")
+
+
+class WeightsError(ProtectorError):
+    """Weights are missing, incomplete or not the ones that were published."""
+
+
+class InputError(ProtectorError, TypeError):
+    """Something was handed to a guard that has no response to judge."""
+
+
+class DetectorError(ProtectorError):
+    """A detector failed, or returned something that is not one verdict per exchange."""
+
+
+class DetoxifierError(ProtectorError):
+    """A detoxifier failed, or did not return one text per exchange."""
+
+
+class GuardTimeoutError(ProtectorError, TimeoutError):
+    """Judging or rewriting took longer than ``Policy.timeout_s``."""
+
+
+class HarmfulResponseError(ProtectorError):
+    """A response was judged harmful under ``Policy(on_harm="raise")``.
+
+    The message holds no text of the response, so it can be logged.
+
+    Attributes:
+        outcome: The whole record. ``outcome.text`` is a refusal that can be shown;
+            ``outcome.exchange`` holds the harmful text and should stay out of logs.
+    """
+
+    def __init__(self, outcome: Outcome) -> None:
+        verdict = outcome.verdict
+        detail = f" (score {verdict.score:.3f}, threshold {verdict.threshold:g}, {verdict.detector})" if verdict else ""
+        super().__init__(f"the response was judged harmful{detail}")
+        self.outcome = outcome
+
+    @property
+    def refusal(self) -> str:
+        """A text that can be shown instead of the response."""
+        return self.outcome.text

@@ -1,0 +1,163 @@
+"""Labelled exchanges: reading, splitting by question, and balanced epochs."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import random
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_SPEAKER_PREFIX = re.compile(r"^(assistant|### assistant|bot)\s*:\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledExchange:
+    """One training or validation row.
+
+    Attributes:
+        id: Identifier of the row in its file.
+        source: Data set the row comes from.
+        question: What the user asked, or an empty string.
+        description: What the images show in words, or an empty string.
+        response: What the model answered.
+        harmful: The label.
+        kind: The annotators' finer label, or an empty string.
+    """
+
+    id: str
+    source: str
+    question: str
+    description: str
+    response: str
+    harmful: bool
+    kind: str = ""
+
+    @property
+    def group(self) -> str:
+        """Rows with the same question belong to the same side of a split."""
+        return normalise(self.question) or normalise(self.response)[:200]
+
+
+def normalise(text: str) -> str:
+    """Lower-case ``text`` and reduce it to words, for comparing questions."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def open_text(path: Path) -> Iterator[str]:
+    """Yield the lines of a plain or gzip-compressed UTF-8 text file."""
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as lines:
+        yield from lines
+
+
+def read_exchanges(path: Path) -> list[LabelledExchange]:
+    """Read labelled exchanges from JSON Lines (plain or ``.gz``).
+
+    Raises:
+        ValueError: If a line is not a JSON object with ``response`` and ``harmful``.
+    """
+    rows = []
+    for number, line in enumerate(open_text(path), start=1):
+        try:
+            record = json.loads(line)
+            response, harmful = record["response"], record["harmful"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: expected a JSON object with 'response' and 'harmful' ({error})") from error
+        rows.append(
+            LabelledExchange(
+                id=str(record.get("id", number)),
+                source=str(record.get("source", path.stem)),
+                question=record.get("question") or "",
+                description=record.get("image_desc") or "",
+                # A speaker's name before the answer occurs in some sources only: a shortcut to the label.
+                response=_SPEAKER_PREFIX.sub("", response or ""),
+                harmful=bool(harmful),
+                kind=str(record.get("kind") or ""),
+            )
+        )
+    return rows
+
+
+def _fraction(text: str, seed: int) -> float:
+    digest = hashlib.sha256(f"{seed}:{text}".encode("utf-8", "replace")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def split_by_question(
+    rows: Iterable[LabelledExchange], *, held_out: float, seed: int
+) -> tuple[list[LabelledExchange], list[LabelledExchange]]:
+    """Split rows so that no question occurs on both sides.
+
+    The side of a question depends on the question and the seed alone, so adding
+    or removing rows never moves others across.
+
+    Args:
+        rows: The rows to split.
+        held_out: Share of the questions to hold out, in [0, 1).
+        seed: Any integer.
+
+    Returns:
+        The rows to train on and the rows held out.
+    """
+    train, held = [], []
+    for row in rows:
+        (held if _fraction(row.group, seed) < held_out else train).append(row)
+    return train, held
+
+
+def balanced_epoch(
+    rows: Sequence[LabelledExchange],
+    *,
+    seed: int,
+    epoch: int,
+    cap: int = 1500,
+    answers_per_question: int = 8,
+    max_repeats: int = 4,
+) -> list[LabelledExchange]:
+    """Choose the rows of one epoch so that no source, question or class drowns the others.
+
+    1. Of each (source, label, question) at most ``answers_per_question`` rows: some
+       sources hold dozens of answers to each of a hundred questions.
+    2. Of each (source, label) at most ``cap`` rows.
+    3. A label that is rare within its source is repeated, at most ``max_repeats``
+       times and up to a quarter of the other label: harm is rare among the answers of
+       real multimodal models, and those are the answers that this detector is for.
+
+    The choice differs from epoch to epoch, so more rows are seen over several epochs.
+
+    Args:
+        rows: All rows that may be chosen.
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
+        cap: See above.
+        answers_per_question: See above.
+        max_repeats: See above.
+
+    Returns:
+        The rows of the epoch in random order.
+    """
+    rng = random.Random(f"{seed}:{epoch}")
+    by_class: dict[tuple[str, bool], dict[str, list[LabelledExchange]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        by_class[row.source, row.harmful][row.group].append(row)
+    chosen: dict[tuple[str, bool], list[LabelledExchange]] = {}
+    for key, by_question in by_class.items():
+        picked = [
+            row
+            for answers in by_question.values()
+            for row in rng.sample(answers, min(len(answers), answers_per_question))
+        ]
+        chosen[key] = rng.sample(picked, min(len(picked), cap))
+    epoch_rows: list[LabelledExchange] = []
+    for (source, harmful), picked in chosen.items():
+        other = len(chosen.get((source, not harmful), ()))
+        repeats = max(1, min(max_repeats, other // (4 * max(1, len(picked)))))
+        epoch_rows.extend(picked * repeats)
+    rng.shuffle(epoch_rows)
+    return epoch_rows

@@ -1,0 +1,325 @@
+"""Fine-tuning the embedded harm detector.
+
+The work is done by ``transformers.Trainer``: checkpoints, resuming, progress,
+mixed precision and several GPUs come from there. This file adds what is special
+here: balanced epochs, dropping the question and the description at random, window
+sampling, and metrics per source after each epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from sklearn.metrics import roc_auc_score
+from tokenizers import Tokenizer
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from protector_guardrails.detectors.encoding import PairEncoder, Window, pad_windows
+from protector_guardrails.training.data import LabelledExchange, balanced_epoch, read_exchanges, split_by_question
+from protector_guardrails.training.model import HarmClassifier
+from protector_guardrails.types import question_with_images
+
+EVALUATION_BATCH = 64
+
+
+class DetectorTrainingConfig(BaseModel):
+    """Everything that decides what a training run gives, stored beside its result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: Path
+    """Labelled exchanges to learn from."""
+    validation: tuple[Path, ...] = ()
+    """Other sources, never learnt from: model choice, calibration, thresholds."""
+    output: Path = Path("runs/detector")
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+    warmup_ratio: float = Field(0.06, ge=0, lt=1)
+    weight_decay: float = Field(0.01, ge=0)
+    seed: int = 13
+    held_out: float = Field(0.05, ge=0, lt=1)
+    """Share of the training questions kept for per-source metrics."""
+    drop_question: float = Field(0.4, ge=0, le=1)
+    """How often an exchange is shown without its question and description."""
+    drop_description: float = Field(0.25, ge=0, le=1)
+    """How often a question is shown without the description of its images."""
+    max_windows: int = Field(2, ge=1)
+    """Windows of one response per step: the first, and others at random."""
+    max_tokens: int = 192
+    question_tokens: int = 64
+    overlap: int = 32
+    cap: int = 1500
+    answers_per_question: int = 8
+    max_repeats: int = 4
+    save_steps: int = 200
+    limit: int | None = None
+    """Use only so many rows of every file: for trying the recipe out."""
+    bf16: bool | None = None
+    """bfloat16 autocast; None: where the hardware is faster with it."""
+    threads: int | None = None
+    """CPU threads; None: PyTorch's own choice."""
+
+
+class PlannedExchanges(Dataset[list[Window]]):
+    """The exchanges of all epochs in the order in which they are trained on.
+
+    What is dropped and which windows are taken is drawn from the seed, the epoch
+    and the position, so an interrupted run goes on exactly where it stopped.
+    """
+
+    def __init__(self, rows: Sequence[LabelledExchange], encoder: PairEncoder, config: DetectorTrainingConfig) -> None:
+        self.encoder, self.config = encoder, config
+        self.plan: list[tuple[int, LabelledExchange]] = []
+        self.epoch_ends: list[int] = []
+        for epoch in range(config.epochs):
+            chosen = balanced_epoch(
+                rows,
+                seed=config.seed,
+                epoch=epoch,
+                cap=config.cap,
+                answers_per_question=config.answers_per_question,
+                max_repeats=config.max_repeats,
+            )
+            self.plan.extend((epoch, row) for row in bucketed(chosen, config.batch_size, seed=config.seed + epoch))
+            self.epoch_ends.append(len(self.plan))
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, index: int) -> Any:
+        _, row = self.plan[index]
+        config, rng = self.config, random.Random(f"{self.config.seed}:{index}")
+        question: str | None = None
+        if rng.random() >= config.drop_question:
+            shows_image = rng.random() >= config.drop_description
+            question = question_with_images(row.question, [row.description] if row.description and shows_image else [])
+        windows = self.encoder.encode([(question, [row.response])])[0]
+        if len(windows) > config.max_windows:
+            windows = [windows[0], *rng.sample(windows[1:], config.max_windows - 1)]
+        return {"windows": windows, "label": float(row.harmful)}
+
+
+def bucketed(rows: Sequence[LabelledExchange], batch_size: int, *, seed: int) -> list[LabelledExchange]:
+    """Order rows so that a batch holds responses of like length, and whole batches are shuffled.
+
+    A full multiple of ``batch_size`` is returned: the few rows too many are left to the next epoch.
+    """
+    rng = random.Random(seed)
+    usable = list(rows[: len(rows) - len(rows) % batch_size] if len(rows) >= batch_size else rows)
+    batches: list[list[LabelledExchange]] = []
+    for start in range(0, len(usable), batch_size * 50):
+        block = sorted(usable[start : start + batch_size * 50], key=lambda row: len(row.response))
+        batches.extend(block[i : i + batch_size] for i in range(0, len(block), batch_size))
+    rng.shuffle(batches)
+    return [row for batch in batches for row in batch]
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Flatten the windows of several exchanges into one padded batch."""
+    windows = [window for item in items for window in item["windows"]]
+    owner = [index for index, item in enumerate(items) for _ in item["windows"]]
+    arrays = pad_windows(windows)
+    return {
+        **{name: torch.from_numpy(array) for name, array in arrays.items()},
+        "owner": torch.tensor(owner),
+        "labels": torch.tensor([item["label"] for item in items], dtype=torch.float32),
+    }
+
+
+class ExchangeTrainer(Trainer):
+    """A Trainer that keeps the planned order."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+
+def predict(
+    model: HarmClassifier, encoder: PairEncoder, rows: Sequence[LabelledExchange], *, mode: str, bf16: bool = False
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Uncalibrated logits of harm, one per row.
+
+    Args:
+        model: The network.
+        encoder: The same encoder as in training.
+        rows: What to judge.
+        mode: ``"full"`` (question and description), ``"question"`` or ``"response"``.
+        bf16: Run under bfloat16 autocast.
+    """
+    device = next(model.parameters()).device
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].response))
+    result = np.empty(len(rows))
+    model.eval()
+    for start in range(0, len(order), EVALUATION_BATCH):
+        indices = order[start : start + EVALUATION_BATCH]
+        windows = encoder.encode([(judged_question(rows[i], mode), [rows[i].response]) for i in indices])
+        batch = collate([{"windows": w, "label": 0.0} for w in windows])
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits = model(**{name: tensor.to(device) for name, tensor in batch.items()})["logits"]
+        result[indices] = logits.float().cpu().numpy()
+    return result
+
+
+def judged_question(row: LabelledExchange, mode: str) -> str | None:
+    """The question as the detector is shown it in one of the three modes of use."""
+    if mode == "response":
+        return None
+    return question_with_images(row.question, [row.description] if row.description and mode == "full" else [])
+
+
+def source_metrics(rows: Sequence[LabelledExchange], logits: np.ndarray[Any, Any]) -> dict[str, dict[str, float]]:
+    """AUROC and the share flagged at 0.5 among harmful and harmless rows, per source."""
+    by_source: dict[str, list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        by_source[row.source].append(index)
+    metrics: dict[str, dict[str, float]] = {}
+    for source, indices in sorted(by_source.items()):
+        labels = np.array([rows[i].harmful for i in indices])
+        scores = logits[indices]
+        entry: dict[str, float] = {"rows": len(indices), "harmful": int(labels.sum())}
+        if 0 < labels.sum() < len(labels):
+            entry["auroc"] = float(roc_auc_score(labels, scores))
+        if (~labels).any():
+            entry["false_positive_rate"] = float((scores[~labels] >= 0).mean())
+        if labels.any():
+            entry["true_positive_rate"] = float((scores[labels] >= 0).mean())
+        metrics[source] = entry
+    return metrics
+
+
+class EpochReport(TrainerCallback):
+    """Writes metrics per source, and the weights, when an epoch of the plan ends."""
+
+    def __init__(
+        self,
+        *,
+        encoder: PairEncoder,
+        ends: Sequence[int],
+        held: Sequence[LabelledExchange],
+        validation: Sequence[LabelledExchange],
+        output: Path,
+        bf16: bool,
+    ) -> None:
+        self.encoder, self.ends, self.held, self.validation = encoder, list(ends), held, validation
+        self.output, self.bf16 = output, bf16
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Trainer hook."""
+        if state.global_step in self.ends:
+            self.report(model, self.ends.index(state.global_step) + 1)
+            model.train()
+
+    def report(self, model: HarmClassifier, epoch: int) -> None:
+        """Measure, print and store the state after ``epoch``."""
+        report: dict[str, Any] = {"epoch": epoch, "held_out": {}, "validation": {}}
+        for mode in ("full", "response"):
+            for name, rows in (("held_out", self.held), ("validation", self.validation)):
+                if rows:
+                    report[name][mode] = source_metrics(rows, predict(model, self.encoder, rows, mode=mode, bf16=self.bf16))
+        with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(report) + "\n")
+        for mode, metrics in report["validation"].items():
+            for source, entry in metrics.items():
+                print(f"epoch {epoch} {mode:8s} {source:18s} " + " ".join(f"{k}={v:.3f}" for k, v in entry.items()), flush=True)
+        save_weights(model, self.output / f"epoch-{epoch}.safetensors")
+
+
+def save_weights(model: HarmClassifier, path: Path) -> None:
+    """Write the network's weights as safetensors, whole or not at all."""
+    from safetensors.torch import save_file
+
+    partial = path.with_suffix(".partial")
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, str(partial))
+    partial.replace(path)
+
+
+def prefers_bf16() -> bool:
+    """Whether bfloat16 autocast is faster here: recent GPUs, and CPUs with AVX-512 BF16 or AMX."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    try:
+        return any(flag in Path("/proc/cpuinfo").read_text() for flag in ("avx512_bf16", "amx_bf16"))
+    except OSError:
+        return False
+
+
+def train_detector(config: DetectorTrainingConfig, *, base: Path, resume: bool = False) -> Path:
+    """Fine-tune a detector; returns the folder with weights, metrics and configuration.
+
+    Args:
+        config: The recipe.
+        base: Folder with ``model.safetensors``, ``config.json`` and ``tokenizer.json``
+            of a BERT-style encoder.
+        resume: Go on from the newest checkpoint in ``config.output``.
+
+    Raises:
+        ValueError: If the training file has one class only, or is malformed.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    bf16 = prefers_bf16() if config.bf16 is None else config.bf16
+    config.output.mkdir(parents=True, exist_ok=True)
+    (config.output / "config.json").write_text(config.model_dump_json(indent=2))
+    rows = read_exchanges(config.train)[: config.limit]
+    if len({row.harmful for row in rows}) < 2:
+        raise ValueError(f"{config.train} holds one class only; a detector needs harmful and harmless exchanges")
+    validation = [row for path in config.validation for row in read_exchanges(path)[: config.limit]]
+    train_rows, held = split_by_question(rows, held_out=config.held_out, seed=config.seed)
+
+    torch.manual_seed(config.seed)
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    tokenizer.save(str(config.output / "tokenizer.json"))
+    encoder = PairEncoder(
+        tokenizer, max_tokens=config.max_tokens, question_tokens=config.question_tokens, overlap=config.overlap
+    )
+    model = HarmClassifier.from_base(base)
+    data = PlannedExchanges(train_rows, encoder, config)
+    print(f"{len(train_rows)} rows to train on, {len(held)} held out, {len(data)} exchanges in {config.epochs} epochs", flush=True)
+
+    arguments = TrainingArguments(
+        output_dir=str(config.output / "checkpoints"),
+        num_train_epochs=1,  # the plan already holds every epoch
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=round(config.warmup_ratio * len(data) / config.batch_size),
+        weight_decay=config.weight_decay,
+        bf16=bf16,
+        seed=config.seed,
+        save_steps=config.save_steps,
+        save_total_limit=1,
+        logging_steps=25,
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
+    )
+    trainer = ExchangeTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        data_collator=collate,
+        callbacks=[
+            EpochReport(
+                encoder=encoder,
+                ends=[end // config.batch_size for end in data.epoch_ends],
+                held=held,
+                validation=validation,
+                output=config.output,
+                bf16=bf16,
+            )
+        ],
+    )
+    checkpoints = any((config.output / "checkpoints").glob("checkpoint-*"))
+    trainer.train(resume_from_checkpoint=resume and checkpoints)
+    save_weights(model, config.output / "model.safetensors")
+    return config.output
