@@ -88,7 +88,9 @@ class PairEncoder:
         overlap: Tokens that consecutive windows of a passage share.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, max_tokens: int = 192, question_tokens: int = 64, overlap: int = 32) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, max_tokens: int = 192, question_tokens: int = 64, overlap: int = 32
+    ) -> None:
         self.tokenizer = tokenizer
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
@@ -101,7 +103,9 @@ class PairEncoder:
     def _special(self, token: str) -> int:
         token_id = self.tokenizer.token_to_id(token)
         if token_id is None:
-            raise ValueError(f"the tokenizer has no {token} token, so it cannot encode a question and a response as a pair")
+            raise ValueError(
+                f"the tokenizer has no {token} token, so it cannot encode a question and a response as a pair"
+            )
         return int(token_id)
 
     def encode(self, pairs: Sequence[tuple[str | None, Sequence[str]]]) -> list[list[Window]]:

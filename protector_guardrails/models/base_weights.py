@@ -38,5 +38,7 @@ def minilm_folder() -> Path:
     folder = Path(spec.origin).parent / "model"
     found = sha256_of(folder / "model.safetensors")
     if found != MINILM_SHA256:
-        raise ValueError(f"{folder / 'model.safetensors'} has sha256 {found}, expected {MINILM_SHA256}: reinstall {MINILM_PACKAGE}")
+        raise ValueError(
+            f"{folder / 'model.safetensors'} has sha256 {found}, expected {MINILM_SHA256}: reinstall {MINILM_PACKAGE}"
+        )
     return folder

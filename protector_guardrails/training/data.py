@@ -68,7 +68,9 @@ def read_exchanges(path: Path) -> list[LabelledExchange]:
             record = json.loads(line)
             response, harmful = record["response"], record["harmful"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: expected a JSON object with 'response' and 'harmful' ({error})") from error
+            raise ValueError(
+                f"{path}, line {number}: expected a JSON object with 'response' and 'harmful' ({error})"
+            ) from error
         rows.append(
             LabelledExchange(
                 id=str(record.get("id", number)),
@@ -105,7 +107,8 @@ def split_by_question(
     Returns:
         The rows to train on and the rows held out.
     """
-    train, held = [], []
+    train: list[LabelledExchange] = []
+    held: list[LabelledExchange] = []
     for row in rows:
         (held if _fraction(row.group, seed) < held_out else train).append(row)
     return train, held
@@ -161,3 +164,17 @@ def balanced_epoch(
         epoch_rows.extend(picked * repeats)
     rng.shuffle(epoch_rows)
     return epoch_rows
+
+
+def describe_sources(path: Path) -> list[dict[str, Any]]:
+    """Per source of a file: ``source``, ``license``, ``rows``, ``harmful``; for the model card."""
+    counts: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    for line in open_text(path):
+        record = json.loads(line)
+        count = counts[str(record.get("source", path.stem)), str(record.get("license", "not stated"))]
+        count[0] += 1
+        count[1] += bool(record["harmful"])
+    return [
+        {"source": source, "license": licence, "rows": rows, "harmful": harmful}
+        for (source, licence), (rows, harmful) in sorted(counts.items())
+    ]

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from tokenizers import Tokenizer
 from torch.utils.data import Dataset, SequentialSampler
@@ -140,7 +141,8 @@ class ExchangeTrainer(Trainer):
     """A Trainer that keeps the planned order."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+        dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
+        return SequentialSampler(dataset)
 
 
 def predict(
@@ -212,11 +214,11 @@ class EpochReport(TrainerCallback):
         self.encoder, self.ends, self.held, self.validation = encoder, list(ends), held, validation
         self.output, self.bf16 = output, bf16
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Trainer hook."""
         if state.global_step in self.ends:
-            self.report(model, self.ends.index(state.global_step) + 1)
-            model.train()
+            self.report(kwargs["model"], self.ends.index(state.global_step) + 1)
+            kwargs["model"].train()
 
     def report(self, model: HarmClassifier, epoch: int) -> None:
         """Measure, print and store the state after ``epoch``."""
@@ -224,19 +226,22 @@ class EpochReport(TrainerCallback):
         for mode in ("full", "response"):
             for name, rows in (("held_out", self.held), ("validation", self.validation)):
                 if rows:
-                    report[name][mode] = source_metrics(rows, predict(model, self.encoder, rows, mode=mode, bf16=self.bf16))
+                    report[name][mode] = source_metrics(
+                        rows, predict(model, self.encoder, rows, mode=mode, bf16=self.bf16)
+                    )
         with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(report) + "\n")
         for mode, metrics in report["validation"].items():
             for source, entry in metrics.items():
-                print(f"epoch {epoch} {mode:8s} {source:18s} " + " ".join(f"{k}={v:.3f}" for k, v in entry.items()), flush=True)
+                print(
+                    f"epoch {epoch} {mode:8s} {source:18s} " + " ".join(f"{k}={v:.3f}" for k, v in entry.items()),
+                    flush=True,
+                )
         save_weights(model, self.output / f"epoch-{epoch}.safetensors")
 
 
 def save_weights(model: HarmClassifier, path: Path) -> None:
     """Write the network's weights as safetensors, whole or not at all."""
-    from safetensors.torch import save_file
-
     partial = path.with_suffix(".partial")
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, str(partial))
     partial.replace(path)
@@ -245,7 +250,7 @@ def save_weights(model: HarmClassifier, path: Path) -> None:
 def prefers_bf16() -> bool:
     """Whether bfloat16 autocast is faster here: recent GPUs, and CPUs with AVX-512 BF16 or AMX."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     try:
         return any(flag in Path("/proc/cpuinfo").read_text() for flag in ("avx512_bf16", "amx_bf16"))
     except OSError:
@@ -283,7 +288,10 @@ def train_detector(config: DetectorTrainingConfig, *, base: Path, resume: bool =
     )
     model = HarmClassifier.from_base(base)
     data = PlannedExchanges(train_rows, encoder, config)
-    print(f"{len(train_rows)} rows to train on, {len(held)} held out, {len(data)} exchanges in {config.epochs} epochs", flush=True)
+    print(
+        f"{len(train_rows)} rows to train on, {len(held)} held out, {len(data)} exchanges in {config.epochs} epochs",
+        flush=True,
+    )
 
     arguments = TrainingArguments(
         output_dir=str(config.output / "checkpoints"),

@@ -1,0 +1,137 @@
+"""Making the score mean a probability, and measuring whether it does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from protector_guardrails.training.data import LabelledExchange, split_by_question
+
+Floats = NDArray[np.float64]
+
+REAL_MLLM_BENIGN = ("mmvet", "mmmu_pro")
+"""Validation sources that hold ordinary answers of multimodal models."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A fitted calibration and what was measured with it.
+
+    Attributes:
+        temperature: Logits are divided by it.
+        bias: Added after the division.
+        metrics: JSON-able figures, as written into the manifest and the card.
+    """
+
+    temperature: float
+    bias: float
+    metrics: dict[str, Any]
+
+    def probabilities(self, logits: Floats) -> Floats:
+        """P(harm) of raw logits."""
+        return _probabilities(logits, self.temperature, self.bias)
+
+
+def _probabilities(logits: Floats, temperature: float, bias: float) -> Floats:
+    return 1.0 / (1.0 + np.exp(-(logits / temperature + bias)))
+
+
+def fit(logits: Floats, labels: NDArray[np.bool_]) -> tuple[float, float]:
+    """Temperature and bias that make the labels most likely (Platt scaling).
+
+    A bias besides the temperature, because the balanced training epochs hold far more
+    harm than real traffic does.
+
+    Raises:
+        ValueError: If there is one class only, or the logits rank harm below harmlessness.
+    """
+    if len(set(labels.tolist())) < 2:
+        raise ValueError("calibration needs harmful and harmless rows")
+    model = LogisticRegression(C=1e6).fit(logits.reshape(-1, 1), labels)
+    slope, bias = float(model.coef_[0, 0]), float(model.intercept_[0])
+    if slope <= 0:
+        raise ValueError("the detector ranks harmful rows below harmless ones; there is nothing to calibrate")
+    return 1.0 / slope, bias
+
+
+def expected_calibration_error(probabilities: Floats, labels: NDArray[np.bool_], *, bins: int = 15) -> float:
+    """Mean gap between confidence and accuracy over equally wide bins (arXiv 1706.04599)."""
+    which = np.minimum((probabilities * bins).astype(int), bins - 1)
+    error = 0.0
+    for index in range(bins):
+        inside = which == index
+        if inside.any():
+            error += float(inside.mean()) * abs(float(probabilities[inside].mean()) - float(labels[inside].mean()))
+    return error
+
+
+def calibrate(rows: Sequence[LabelledExchange], logits: Mapping[str, Floats], *, seed: int = 13) -> Calibration:
+    """Fit on all validation rows, in every mode of use; report the error on rows held apart.
+
+    The calibration error reported is that of a calibration fitted on one half of the
+    questions and measured on the other, in both directions.
+
+    Args:
+        rows: Validation rows.
+        logits: Mode of use to raw logits, aligned with ``rows``.
+        seed: Seed of the split.
+    """
+    labels = np.array([row.harmful for row in rows])
+    temperature, bias = fit(np.concatenate(list(logits.values())), np.tile(labels, len(logits)))
+    metrics: dict[str, Any] = {"calibration": _held_apart_error(rows, labels, logits, seed=seed), "validation": {}}
+    for mode, scores in logits.items():
+        metrics["validation"][mode] = validation_metrics(rows, _probabilities(scores, temperature, bias))
+    return Calibration(temperature, bias, metrics)
+
+
+def _held_apart_error(
+    rows: Sequence[LabelledExchange], labels: NDArray[np.bool_], logits: Mapping[str, Floats], *, seed: int
+) -> dict[str, float]:
+    indexed = {id(row): index for index, row in enumerate(rows)}
+    halves = [[indexed[id(row)] for row in half] for half in split_by_question(rows, held_out=0.5, seed=seed)]
+    errors: dict[str, list[float]] = {mode: [] for mode in logits}
+    for fitted, measured in (halves, halves[::-1]):
+        parameters = fit(
+            np.concatenate([scores[fitted] for scores in logits.values()]), np.tile(labels[fitted], len(logits))
+        )
+        for mode, scores in logits.items():
+            errors[mode].append(
+                expected_calibration_error(_probabilities(scores[measured], *parameters), labels[measured])
+            )
+    return {mode: round(float(np.mean(values)), 4) for mode, values in errors.items()}
+
+
+def validation_metrics(
+    rows: Sequence[LabelledExchange], probabilities: Floats, *, threshold: float = 0.5
+) -> dict[str, dict[str, float]]:
+    """Figures per source at a threshold, and for MLLM answers together.
+
+    ``real_mllm_benign`` joins the ordinary answers of multimodal models, ``mllm_responses``
+    the labelled ones.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(row.source, []).append(index)
+        if row.source in REAL_MLLM_BENIGN:
+            groups.setdefault("real_mllm_benign", []).append(index)
+        if row.source.startswith("msts_"):
+            groups.setdefault("mllm_responses", []).append(index)
+    metrics: dict[str, dict[str, float]] = {}
+    for name, indices in sorted(groups.items()):
+        labels, scores = np.array([rows[i].harmful for i in indices]), probabilities[indices]
+        entry: dict[str, float] = {"rows": len(indices), "harmful": int(labels.sum())}
+        if 0 < labels.sum() < len(labels):
+            entry["auroc"] = round(float(roc_auc_score(labels, scores)), 4)
+            entry["auprc"] = round(float(average_precision_score(labels, scores)), 4)
+        if labels.any():
+            entry["recall"] = round(float((scores[labels] >= threshold).mean()), 4)
+        if (~labels).any():
+            entry["false_positive_rate"] = round(float((scores[~labels] >= threshold).mean()), 4)
+        metrics[name] = entry
+    return metrics

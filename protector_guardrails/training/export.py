@@ -1,0 +1,183 @@
+"""From a training run to a detector that ships: ONNX, int8, calibration, manifest, card."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import AutoConfig, AutoModel
+
+from protector_guardrails import __version__
+from protector_guardrails.detectors.embedded import EmbeddedDetector
+from protector_guardrails.detectors.encoding import PairEncoder, pad_windows, pool_logits
+from protector_guardrails.models import CARD, MANIFEST, DetectorManifest
+from protector_guardrails.models.base_weights import sha256_of
+from protector_guardrails.training.calibration import calibrate
+from protector_guardrails.training.card import detector_card
+from protector_guardrails.training.data import LabelledExchange, describe_sources, read_exchanges
+from protector_guardrails.training.detector import DetectorTrainingConfig, judged_question
+from protector_guardrails.training.model import HarmClassifier
+
+MODES = ("full", "response")
+"""With question and image descriptions, and from the response alone."""
+
+
+def load_run(run: Path, *, base: Path) -> tuple[HarmClassifier, DetectorTrainingConfig]:
+    """The trained network of a run, and the configuration it was trained with."""
+    config = DetectorTrainingConfig.model_validate_json((run / "config.json").read_text())
+    encoder = AutoModel.from_config(  # type: ignore[no-untyped-call]
+        AutoConfig.from_pretrained(str(base), trust_remote_code=False), add_pooling_layer=False
+    )
+    model = HarmClassifier(encoder)
+    model.load_state_dict(load_file(str(run / "model.safetensors")))
+    return model.eval(), config
+
+
+class _WindowLogits(nn.Module):
+    """The part of the network that is exported: windows in, logits out."""
+
+    def __init__(self, model: HarmClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
+    ) -> torch.Tensor:
+        return self.model.window_logits(input_ids, attention_mask, token_type_ids)
+
+
+def to_onnx(model: HarmClassifier, encoder: PairEncoder, path: Path) -> None:
+    """Write the network in float32 with free batch size and sequence length."""
+    sample = {
+        name: torch.from_numpy(array)
+        for name, array in pad_windows(
+            [
+                window
+                for windows in encoder.encode([("a question", ["one answer"]), (None, ["two"])])
+                for window in windows
+            ]
+        ).items()
+    }
+    shape = {
+        0: torch.export.Dim("windows", min=1, max=4096),
+        1: torch.export.Dim("tokens", min=2, max=encoder.max_tokens),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notes of the exporter on its own internals
+        torch.onnx.export(
+            _WindowLogits(model).eval(),
+            kwargs=sample,
+            f=str(path),
+            dynamo=True,
+            dynamic_shapes={name: dict(shape) for name in sample},
+            input_names=list(sample),
+            output_names=["logits"],
+            external_data=False,
+            verbose=False,
+        )
+
+
+def quantise(source: Path, target: Path) -> None:
+    """Dynamic int8 quantisation of weights, embeddings included; activations are quantised at run time."""
+    quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8, per_channel=True)
+
+
+def export_detector(run: Path, *, validation: Sequence[Path], output: Path, base: Path, name: str = "embedded") -> Path:
+    """Export a trained detector, calibrate it on validation data and write its card.
+
+    What is calibrated and measured is the int8 model as it ships, run by
+    :class:`EmbeddedDetector`, not the network it came from.
+
+    Args:
+        run: Folder of a finished training run.
+        validation: Labelled files that were never trained on.
+        output: Folder to write; existing files of a detector there are replaced.
+        base: Folder of the base encoder (its configuration is needed).
+        name: Name of the detector, as it will stand in verdicts.
+
+    Returns:
+        ``output``.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    model, config = load_run(run, base=base)
+    tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
+    encoder = PairEncoder(
+        tokenizer, max_tokens=config.max_tokens, question_tokens=config.question_tokens, overlap=config.overlap
+    )
+    tokenizer.save(str(output / "tokenizer.json"), pretty=False)
+    full_precision = run / "model.float32.onnx"
+    to_onnx(model, encoder, full_precision)
+    quantise(full_precision, output / "model.onnx")
+
+    manifest = DetectorManifest(
+        name=name,
+        version=__version__,
+        max_tokens=config.max_tokens,
+        question_tokens=config.question_tokens,
+        overlap=config.overlap,
+        temperature=1.0,
+        bias=0.0,
+        sha256={file: sha256_of(output / file) for file in ("model.onnx", "tokenizer.json")},
+    )
+    _write_manifest(output, manifest)
+
+    rows = [row for path in validation for row in read_exchanges(path)]
+    logits = validation_logits(EmbeddedDetector(output), rows, cache=run / "validation-logits.json")
+    calibration = calibrate(rows, logits)
+    manifest = manifest.model_copy(
+        update={"temperature": calibration.temperature, "bias": calibration.bias, "metrics": calibration.metrics}
+    )
+    _write_manifest(output, manifest)
+    history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    card = detector_card(
+        manifest,
+        config=config,
+        history=history,
+        sources=describe_sources(config.train),
+        size_bytes=(output / "model.onnx").stat().st_size,
+    )
+    (output / CARD).write_text(card, encoding="utf-8")
+    return output
+
+
+def validation_logits(
+    detector: EmbeddedDetector, rows: Sequence[LabelledExchange], *, cache: Path | None = None
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Pooled raw logits of every row in both modes; kept in ``cache``, keyed by the model's hash.
+
+    Shows its progress on the terminal, since it takes minutes.
+    """
+    key = detector.manifest.sha256["model.onnx"]
+    if cache and cache.exists():
+        stored = json.loads(cache.read_text())
+        if stored["key"] == key and stored["rows"] == [row.id for row in rows]:
+            return {mode: np.array(values) for mode, values in stored["logits"].items()}
+    from rich.progress import track
+
+    result: dict[str, np.ndarray[Any, Any]] = {}
+    for mode in MODES:
+        values = []
+        for row in track(rows, description=f"judging validation rows ({mode})"):
+            (windows,) = detector.encoder.encode([(judged_question(row, mode), [row.response])])
+            values.append(pool_logits(detector.window_logits(windows)))
+        result[mode] = np.array(values)
+    if cache:
+        cache.write_text(
+            json.dumps(
+                {"key": key, "rows": [row.id for row in rows], "logits": {m: v.tolist() for m, v in result.items()}}
+            )
+        )
+    return result
+
+
+def _write_manifest(output: Path, manifest: DetectorManifest) -> None:
+    (output / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
