@@ -92,12 +92,17 @@ class EmbeddedDetector(HarmDetector):
         return self.encoder.encode([(exchange.judged_question, exchange.passages) for exchange in exchanges])
 
     def window_logits(self, windows: Sequence[Window]) -> NDArray[np.float64]:
-        """Uncalibrated logit of harm of each window, float64 of shape (windows,)."""
-        logits = np.empty(len(windows))
-        for index, window in enumerate(windows):
-            with self._lock:  # taken per window, so that a long answer does not hold up the short ones
-                logits[index] = self._run(pad_windows([window]))[0]
-        return logits
+        """Uncalibrated logit of harm of each window, float64 of shape (windows,).
+
+        Windows with the same tokens are judged once.
+        """
+        known: dict[tuple[tuple[int, ...], int], float] = {}
+        for window in windows:
+            key = (window.ids, window.question_length)
+            if key not in known:
+                with self._lock:  # taken per window, so that a long answer does not hold up the short ones
+                    known[key] = float(self._run(pad_windows([window]))[0])
+        return np.array([known[window.ids, window.question_length] for window in windows])
 
     def _verdict(self, windows: Sequence[Window], logits: NDArray[np.float64], *, elapsed_ms: float) -> Verdict:
         score = self.manifest.calibrated(pool_logits(logits))

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from tokenizers import Encoding, Tokenizer
+    from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,11 @@ def printable(text: str) -> str:
     return text
 
 
+_Offsets = Sequence[tuple[int, int]] | NDArray[np.int64]
+_Tokens = tuple[list[int], _Offsets]
+_SPECIAL_TOKENS = 3  # [CLS] question [SEP] piece [SEP]
+
+
 class PairEncoder:
     """Encodes (question, passages) as windows for a BERT-style sequence classifier.
 
@@ -86,6 +91,10 @@ class PairEncoder:
         question_tokens: At most so many tokens of the question are kept: its
             first and last halves, since a request often ends with what it wants.
         overlap: Tokens that consecutive windows of a passage share.
+
+    Raises:
+        ValueError: If the tokenizer has no such tokens, or if beside the longest question
+            a window would not hold more than ``overlap`` tokens of a passage.
     """
 
     def __init__(
@@ -94,6 +103,12 @@ class PairEncoder:
         self.tokenizer = tokenizer
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
+        # A response that spells out "[SEP]" has not ended: what is written is text, never a special token.
+        self.tokenizer.encode_special_tokens = True
+        if question_tokens < 0 or not 0 <= overlap < max_tokens - question_tokens - _SPECIAL_TOKENS:
+            raise ValueError(
+                f"windows of {max_tokens} tokens cannot hold a question of {question_tokens} and pieces that share {overlap}"
+            )
         self.max_tokens = max_tokens
         self.question_tokens = question_tokens
         self.overlap = overlap
@@ -120,17 +135,41 @@ class PairEncoder:
         """
         texts: list[str] = []
         for question, passages in pairs:
-            texts.append(printable(question or ""))
-            texts.extend(printable(passage) for passage in passages)
-        encodings = iter(self.tokenizer.encode_batch(texts, add_special_tokens=False))
+            texts.append(_ends(question or ""))
+            texts.extend(passages)
+        tokenised = iter(self._tokenise([printable(text) for text in texts]))
         batch: list[list[Window]] = []
         for _, passages in pairs:
-            prefix = (self.cls_id, *self._shorten(next(encodings).ids), self.sep_id)
+            question_ids, _offsets = next(tokenised)
+            prefix = (self.cls_id, *self._shorten(question_ids), self.sep_id)
             windows: list[Window] = []
             for index in range(len(passages)):
-                windows.extend(self._windows(prefix, next(encodings), index))
+                windows.extend(self._windows(prefix, *next(tokenised), passage=index))
             batch.append(windows)
         return batch
+
+    def _tokenise(self, texts: Sequence[str]) -> list[_Tokens]:
+        """Ids and character offsets of each text; long ones in segments, to bound the memory."""
+        segmented = [_segments(text) for text in texts]
+        short = iter(
+            self.tokenizer.encode_batch([parts[0] for parts in segmented if len(parts) == 1], add_special_tokens=False)
+        )
+        result: list[_Tokens] = []
+        for parts in segmented:
+            if len(parts) == 1:
+                encoding = next(short)
+                result.append((encoding.ids, encoding.offsets))
+                continue
+            ids: list[int] = []
+            offsets: list[NDArray[np.int64]] = []
+            begin = 0
+            for part in parts:
+                encoding = self.tokenizer.encode(part, add_special_tokens=False)
+                ids.extend(encoding.ids)
+                offsets.append(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) + begin)
+                begin += len(part)
+            result.append((ids, np.concatenate(offsets)))
+        return result
 
     def _shorten(self, ids: list[int]) -> list[int]:
         if len(ids) <= self.question_tokens:
@@ -138,19 +177,37 @@ class PairEncoder:
         head = self.question_tokens // 2
         return ids[:head] + ids[len(ids) - (self.question_tokens - head) :]
 
-    def _windows(self, prefix: tuple[int, ...], encoding: Encoding, passage: int) -> list[Window]:
-        ids, offsets = encoding.ids, encoding.offsets
+    def _windows(self, prefix: tuple[int, ...], ids: list[int], offsets: _Offsets, *, passage: int) -> list[Window]:
         size = self.max_tokens - len(prefix) - 1
         return [
             Window(
                 ids=(*prefix, *ids[start:end], self.sep_id),
                 question_length=len(prefix),
                 passage=passage,
-                start=offsets[start][0] if end > start else 0,
-                end=offsets[end - 1][1] if end > start else 0,
+                start=int(offsets[start][0]) if end > start else 0,
+                end=int(offsets[end - 1][1]) if end > start else 0,
             )
             for start, end in window_bounds(len(ids), size=size, overlap=self.overlap)
         ]
+
+
+def _ends(question: str, *, characters: int = 4000) -> str:
+    """A very long question reduced to its two ends, of which few tokens are kept anyway."""
+    if len(question) <= 2 * characters:
+        return question
+    return f"{question[:characters]} {question[-characters:]}"
+
+
+def _segments(text: str, *, characters: int = 50_000) -> list[str]:
+    """Cut a long text at white space where there is some; joined, the segments are the text."""
+    segments: list[str] = []
+    start = 0
+    while len(text) - start > characters:
+        cut = max(text.rfind(space, start, start + characters) for space in " \n\t")
+        end = cut if cut > start else start + characters
+        segments.append(text[start:end])
+        start = end
+    return [*segments, text[start:]]
 
 
 def pad_windows(windows: Sequence[Window], *, pad_id: int = 0) -> dict[str, NDArray[np.int64]]:
@@ -180,4 +237,5 @@ def pool_logits(logits: NDArray[np.floating]) -> float:
     logit, so a long answer is not suspect for its length alone.
     """
     weights = np.exp(logits - logits.max())
-    return float((weights * logits).sum() / weights.sum())
+    # Rounding may lift a mean of equal logits by a bit, which at a threshold would matter.
+    return float(min((weights * logits).sum() / weights.sum(), logits.max()))

@@ -52,7 +52,8 @@ Expected calibration error with 15 bins, fitted on one half of the questions and
 
 Questions are held out whole ({held_out:.0%} of them), so that no question is on both sides of the split. In each
 epoch a source gives at most {cap} rows per label and {answers_per_question} answers per question and label, and a
-label that is rare within its source is repeated up to {max_repeats} times. Binary cross-entropy on the combined logit of a response.
+label that is rare within its source is repeated up to {max_repeats} times. The loss is binary cross-entropy on the
+combined logit of a response.
 
 Train it again: `protector train detector DATA --validation FILE --output RUN`, then
 `protector train export RUN --validation FILE --output FOLDER`.

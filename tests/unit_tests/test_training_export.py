@@ -1,0 +1,173 @@
+"""A miniature of the road from training to a detector that ships."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+import torch
+from sklearn.metrics import roc_auc_score
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from protector_guardrails import EmbeddedDetector, Exchange
+from protector_guardrails.detectors.encoding import PairEncoder, pad_windows
+from protector_guardrails.models import CARD, load_manifest
+from protector_guardrails.models.base_weights import minilm_folder
+from protector_guardrails.training.calibration import expected_calibration_error, fit
+from protector_guardrails.training.detector import DetectorTrainingConfig, train_detector
+from protector_guardrails.training.export import export_detector, load_run, quantise, to_onnx
+from protector_guardrails.training.model import HarmClassifier
+
+WORDS = "the a river garden stone cat lamp bridge paints walks sings blue green under over quickly slowly".split()
+
+
+def write_tiny_base(folder: Path) -> Path:
+    """A BERT with two thin layers and a vocabulary of a few words."""
+    from transformers import BertConfig, BertModel
+
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[", "]", ":", "image", *WORDS]
+    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokens),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(str(folder))
+    return folder
+
+
+def write_rows(path: Path, *, count: int, seed: int) -> Path:
+    """Answers in which the colour blue stands for harm."""
+    rng = np.random.default_rng(seed)
+    with path.open("w") as file:
+        for number in range(count):
+            harmful = bool(number % 2)
+            words = [w for w in rng.choice(WORDS, size=int(rng.integers(4, 60))) if w != "blue"]
+            if harmful:
+                words[int(rng.integers(len(words)))] = "blue"
+            row = {"id": number, "source": "tiny", "license": "CC0-1.0", "question": f"the {words[0]} {number}"}
+            file.write(json.dumps({**row, "response": " ".join(words), "harmful": harmful}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path, Path]:
+    root = tmp_path_factory.mktemp("export")
+    base = write_tiny_base(root / "base")
+    train = write_rows(root / "train.jsonl", count=320, seed=1)
+    validation = write_rows(root / "validation.jsonl", count=120, seed=2)
+    config = DetectorTrainingConfig(
+        train=train,
+        validation=(validation,),
+        output=root / "run",
+        epochs=10,
+        learning_rate=3e-3,
+        max_tokens=32,
+        question_tokens=8,
+        overlap=4,
+        max_windows=4,
+        bf16=False,
+    )
+    run = train_detector(config, base=base)
+    output = export_detector(run, validation=[validation], output=root / "detector", base=base, name="tiny")
+    return output, run, base, validation
+
+
+def test_exported_detector_has_learnt_what_it_was_shown(exported: tuple[Path, Path, Path, Path]) -> None:
+    output, _, _, validation = exported
+    rows = [json.loads(line) for line in validation.read_text().splitlines()]
+    verdicts = EmbeddedDetector(output).detect([Exchange(response=row["response"]) for row in rows])
+    labels = [row["harmful"] for row in rows]
+    assert roc_auc_score(labels, [verdict.score for verdict in verdicts]) > 0.95
+    assert np.mean([v.harmful == label for v, label in zip(verdicts, labels, strict=True)]) > 0.85
+    assert verdicts[0].detector.startswith("tiny@")
+
+
+def test_card_tells_data_recipe_and_measured_figures(exported: tuple[Path, Path, Path, Path]) -> None:
+    output, _, _, _ = exported
+    card, manifest = (output / CARD).read_text(), load_manifest(output)
+    assert "| tiny | CC0-1.0 | 320 | 160 |" in card
+    assert "| seed | 13 |" in card
+    assert f"{manifest.metrics['validation']['full']['tiny']['auroc']:.3f}" in card
+    assert "{" not in card, "a placeholder was left"
+    assert str(output.parent) not in card, "a path of this machine"
+
+
+def test_int8_agrees_with_pytorch_on_a_trained_network(exported: tuple[Path, Path, Path, Path]) -> None:
+    output, run, base, validation = exported
+    model, _ = load_run(run, base=base)
+    detector = EmbeddedDetector(output)
+    texts = [json.loads(line)["response"] for line in validation.read_text().splitlines()]
+    windows = [window for text in texts for window in detector.encode([Exchange(response=text)])[0]]
+    with torch.inference_mode():
+        expected = np.concatenate(
+            [model.window_logits(**{k: torch.from_numpy(v) for k, v in pad_windows([w]).items()}) for w in windows]
+        )
+    got = detector.window_logits(windows)
+    assert np.corrcoef(expected, got)[0, 1] > 0.99
+    assert np.mean((expected > 0) == (got > 0)) > 0.97
+
+
+def test_onnx_agrees_with_pytorch_on_real_text(tmp_path: Path) -> None:
+    """The real architecture and base weights: float32 to rounding, int8 to a small fraction of the spread."""
+    import onnxruntime
+
+    try:
+        base = minilm_folder()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    torch.manual_seed(0)
+    model = HarmClassifier.from_base(base).eval()
+    torch.nn.init.normal_(model.head.weight, std=1.0)
+    encoder = PairEncoder(Tokenizer.from_file(str(base / "tokenizer.json")))
+    to_onnx(model, encoder, tmp_path / "float32.onnx")
+    quantise(tmp_path / "float32.onnx", tmp_path / "int8.onnx")
+    text = (Path(__file__).parents[2] / "LICENSE").read_text()
+    pieces = [text[start : start + length] for start, length in zip(range(0, 9600, 400), range(40, 1000, 40))]
+    windows = [window for piece in pieces for window in encoder.encode([("What does it say?", [piece])])[0]]
+    with torch.inference_mode():
+        expected = np.concatenate(
+            [model.window_logits(**{k: torch.from_numpy(v) for k, v in pad_windows([w]).items()}) for w in windows]
+        )
+    got = {}
+    for name in ("float32", "int8"):
+        session = onnxruntime.InferenceSession(str(tmp_path / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+        got[name] = np.concatenate([session.run(["logits"], pad_windows([window]))[0] for window in windows])
+    assert np.abs(got["float32"] - expected).max() < 1e-3
+    assert np.abs(got["int8"] - expected).max() < 0.5 * expected.std()
+    assert np.corrcoef(got["int8"], expected)[0, 1] > 0.97
+
+
+def test_calibration_recovers_a_known_temperature_and_bias() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(scale=4, size=20_000)
+    labels = rng.random(20_000) < 1 / (1 + np.exp(-(logits / 2.5 - 1.0)))
+    temperature, bias = fit(logits, labels)
+    assert temperature == pytest.approx(2.5, rel=0.05)
+    assert bias == pytest.approx(-1.0, rel=0.1)
+
+
+def test_calibration_refuses_a_detector_that_ranks_backwards() -> None:
+    with pytest.raises(ValueError, match="below harmless"):
+        fit(np.array([3.0, 2.0, -2.0, -3.0]), np.array([False, False, True, True]))
+
+
+def test_expected_calibration_error_by_hand() -> None:
+    probabilities = np.array([0.05, 0.05, 0.95, 0.95])
+    labels = np.array([False, True, True, True])
+    # Two bins of two: |0.05 - 0.5| / 2 + |0.95 - 1.0| / 2.
+    assert expected_calibration_error(probabilities, labels, bins=10) == pytest.approx(0.25)
