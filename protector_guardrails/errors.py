@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from protector_guardrails.types import Outcome
@@ -21,6 +21,10 @@ class MissingExtraError(ProtectorError, ImportError):
 
     def __init__(self, what: str, *, extra: str) -> None:
         super().__init__(f"{what} needs an extra: pip install 'protector-guardrails[{extra}]'")
+        self.what, self.extra = what, extra
+
+    def __reduce__(self) -> tuple[Any, ...]:  # the default would rebuild it from the message
+        return (_missing_extra, (self.what, self.extra))
 
 
 class WeightsError(ProtectorError):
@@ -59,7 +63,14 @@ class HarmfulResponseError(ProtectorError):
         super().__init__(f"the response was judged harmful{detail}")
         self.outcome = outcome
 
+    def __reduce__(self) -> tuple[Any, ...]:  # the default would rebuild it from the message
+        return (HarmfulResponseError, (self.outcome,))
+
     @property
     def refusal(self) -> str:
         """A text that can be shown instead of the response."""
         return self.outcome.text
+
+
+def _missing_extra(what: str, extra: str) -> MissingExtraError:
+    return MissingExtraError(what, extra=extra)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import threading
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
@@ -20,15 +21,21 @@ from protector_guardrails.detectors.base import HarmDetector
 from protector_guardrails.detoxifiers import resolve_detoxifier
 from protector_guardrails.detoxifiers.base import Detoxifier
 from protector_guardrails.errors import (
+    ConfigurationError,
     DetectorError,
     DetoxifierError,
     GuardTimeoutError,
     HarmfulResponseError,
+    MissingExtraError,
     ProtectorError,
+    WeightsError,
 )
 from protector_guardrails.policy import Policy
 from protector_guardrails.threads import start_in_thread
 from protector_guardrails.types import Exchange, Outcome, Verdict
+
+_TELLABLE = (ConfigurationError, MissingExtraError, WeightsError)
+"""Errors that help if their message is told; any other message may quote the response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,11 @@ class _Detect:
 
     async def arun(self) -> Any:
         return await self.detector.adetect(self.exchanges)
+
+    def checked(self, result: Any) -> Verdict | ProtectorError:
+        if isinstance(result, Verdict):
+            return result
+        return DetectorError(f"{self.detector.name} returned {type(result).__name__} instead of a Verdict")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +86,16 @@ class _Detoxify:
     async def arun(self) -> Any:
         return await self.detoxifier.adetoxify(self.exchanges, self.verdicts)
 
+    def checked(self, result: Any) -> str | ProtectorError:
+        if isinstance(result, str):
+            return result
+        return DetoxifierError(f"detoxify returned {type(result).__name__} instead of a text")
+
 
 _Request = _Detect | _Detoxify
 _Flow = Generator[_Request, Any, list[Outcome]]
+_OUT_OF_TIME = object()
+"""What a request is answered with when the policy's time limit has passed."""
 
 
 class Protector:
@@ -113,9 +132,9 @@ class Protector:
         *,
         policy: Policy | None = None,
     ) -> None:
-        self.detector = resolve_detector(detector)
-        self.detoxifier = resolve_detoxifier(detoxifier).bound_to(self.detector)
         self.policy = policy or Policy()
+        self.detector = resolve_detector(detector)
+        self.detoxifier = resolve_detoxifier(detoxifier).bound_to(self.detector, self.policy)
 
     def guard(self, exchanges: Sequence[Exchange], *, return_exceptions: bool = False) -> list[Outcome]:
         """Guard a batch; one outcome per exchange, in order.
@@ -152,6 +171,8 @@ class Protector:
 
     def _decide(self, exchanges: Sequence[Exchange], verdicts: Sequence[Verdict] | None = None) -> _Flow:
         started = time.perf_counter()
+        # The caller may change its list while we wait, a detector the one it is given: what leaves was judged.
+        exchanges = tuple(exchanges)
         judged: Sequence[Verdict | ProtectorError]
         judged = (yield from self._judge(exchanges)) if verdicts is None else list(verdicts)
         outcomes: dict[int, Outcome] = {}
@@ -172,42 +193,29 @@ class Protector:
         elapsed_ms = (time.perf_counter() - started) * 1000
         return [replace(outcomes[index], elapsed_ms=elapsed_ms) for index in range(len(exchanges))]
 
-    def _judge(
-        self, exchanges: Sequence[Exchange]
-    ) -> Generator[_Request, Any, list[Verdict | ProtectorError]]:
+    def _judge(self, exchanges: Sequence[Exchange]) -> Generator[_Request, Any, list[Verdict | ProtectorError]]:
         results = yield from self._ask(_Detect(self.detector, exchanges))
-        return [
-            result
-            if isinstance(result, ProtectorError)
-            else self.policy.apply(result)
-            if isinstance(result, Verdict)
-            else DetectorError(f"{self.detector.name} returned {type(result).__name__} instead of a Verdict")
-            for result in results
-        ]
+        return [result if isinstance(result, ProtectorError) else self.policy.apply(result) for result in results]
 
-    def _rewrite(
-        self, harmful: dict[int, tuple[Exchange, Verdict]]
-    ) -> Generator[_Request, Any, dict[int, Outcome]]:
+    def _rewrite(self, harmful: dict[int, tuple[Exchange, Verdict]]) -> Generator[_Request, Any, dict[int, Outcome]]:
         outcomes: dict[int, Outcome] = {}
         current, rechecks = dict(harmful), dict[int, Verdict]()
         for _ in range(self.policy.max_rewrites):
             exchanges, verdicts = zip(*current.values(), strict=True)
             texts = yield from self._ask(_Detoxify(self.detoxifier, exchanges, verdicts))
             rewritten: dict[int, Exchange] = {}
-            for index, text in zip(list(current), texts, strict=True):
-                original, verdict = harmful[index]
-                if isinstance(text, str) and text.strip():
-                    if self.detoxifier.refuses:
-                        outcomes[index] = Outcome(exchange=original, text=text, action="refuse", verdict=verdict)
-                    else:
-                        rewritten[index] = replace(current[index][0], response=text, reasoning=None, tool_calls=())
-                else:
+            for index, text in zip(current, texts, strict=True):
+                exchange, (original, verdict) = current[index][0], harmful[index]
+                rewrite = replace(exchange, response=str(text), reasoning=None, tool_calls=())
+                if isinstance(text, ProtectorError) or not text.strip():
                     error = text if isinstance(text, ProtectorError) else None
                     outcomes[index] = self._refused(original, verdict, recheck=rechecks.get(index), error=error)
-            current = {}
-            if not rewritten:
-                break
-            judged = yield from self._judge(list(rewritten.values()))
+                elif self.detoxifier.refuses:
+                    outcomes[index] = Outcome(exchange=original, text=text, action="refuse", verdict=verdict)
+                elif rewrite != exchange:  # what comes back unchanged was judged harmful already
+                    rewritten[index] = rewrite
+            current = {i: pair for i, pair in current.items() if i not in outcomes and i not in rewritten}
+            judged = yield from self._judge(tuple(rewritten.values()))
             for (index, exchange), recheck in zip(rewritten.items(), judged, strict=True):
                 original, verdict = harmful[index]
                 if isinstance(recheck, ProtectorError):
@@ -266,19 +274,23 @@ class Protector:
         """
         if not len(request):
             return []
+        failure: ProtectorError
         try:
             results = yield request
-            if not isinstance(results, Sequence) or isinstance(results, str) or len(results) != len(request):
-                returned = len(results) if isinstance(results, Sequence) else type(results).__name__
-                raise request.failure(f"{type(request).__name__[1:].lower()} returned {returned} for {len(request)} exchanges")
-            return list(results)
-        except GuardTimeoutError as error:
-            return [error] * len(request)
+            if results is _OUT_OF_TIME:
+                return [self._out_of_time()] * len(request)
+            listed = isinstance(results, Sequence) and not isinstance(results, str | bytes)
+            if listed and len(results) == len(request):
+                return [request.checked(result) for result in results]
+            returned = f"{len(results)} results" if listed else type(results).__name__
+            asked = type(request).__name__[1:].lower()
+            failure = request.failure(f"{asked} returned {returned} for {len(request)} exchanges")
+        except _TELLABLE as error:
+            failure = error
         except Exception as error:
-            if len(request) == 1:
-                # A foreign error's message may quote the response: only its type is told.
-                failure = error if isinstance(error, ProtectorError) else request.failure(f"{type(error).__name__} was raised")
-                return [failure]
+            failure = request.failure(f"{type(error).__name__} was raised")
+        if len(request) == 1:
+            return [failure]
         singles: list[Any] = []
         for index in range(len(request)):
             singles.extend((yield from self._ask(request.part(index))))
@@ -322,26 +334,33 @@ class Protector:
             return request.run()
         if (remaining := deadline - time.monotonic()) > 0:
             future = start_in_thread(request.run)
-            if concurrent.futures.wait([future], timeout=remaining).done:
+            if concurrent.futures.wait([future], timeout=min(remaining, threading.TIMEOUT_MAX)).done:
                 return future.result()
-        raise self._out_of_time()
+        return _OUT_OF_TIME
 
     async def _await(self, request: _Request, deadline: float | None) -> Any:
-        if deadline is None:
-            return await request.arun()
-        if (remaining := deadline - time.monotonic()) > 0:
+        remaining = None if deadline is None else deadline - time.monotonic()
+        if remaining is None or remaining > 0:
             task = asyncio.create_task(request.arun())
+            task.add_done_callback(_retrieve)
             try:
                 done, _ = await asyncio.wait([task], timeout=remaining)
             finally:
-                if not task.done():
-                    task.cancel()
+                task.cancel()  # where it is not done: nobody waits for it any more
             if done:
+                if task.cancelled():  # by itself: a cancellation of the caller would have surfaced above
+                    raise concurrent.futures.CancelledError
                 return task.result()
-        raise self._out_of_time()
+        return _OUT_OF_TIME
 
     def _out_of_time(self) -> GuardTimeoutError:
         return GuardTimeoutError(f"judging and rewriting took longer than the policy's {self.policy.timeout_s:g} s")
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Take an abandoned task's error, else asyncio logs it with its message, which may quote the response."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _describe(error: ProtectorError | None) -> str | None:

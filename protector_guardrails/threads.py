@@ -26,13 +26,23 @@ def start_in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     def work() -> None:
         try:
             result = context.run(function, *args, **kwargs)
-        except BaseException as error:  # handed to whoever waits
-            future.set_exception(error)
+        except Exception as error:  # handed to whoever waits
+            # An asyncio future refuses a StopIteration, and its waiter would wait for ever (PEP 479).
+            future.set_exception(_ordinary(error) if isinstance(error, StopIteration) else error)
+        except BaseException as error:
+            # SystemExit would end the waiter's event loop, CancelledError look like the waiter's own cancellation.
+            future.set_exception(_ordinary(error))
         else:
             future.set_result(result)
 
     threading.Thread(target=work, name="protector-guardrails", daemon=True).start()
     return future
+
+
+def _ordinary(error: BaseException) -> RuntimeError:
+    failure = RuntimeError(f"{type(error).__name__} was raised in a thread")
+    failure.__cause__ = error
+    return failure
 
 
 async def run_in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

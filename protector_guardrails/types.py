@@ -173,8 +173,9 @@ class Exchange:
 def question_with_images(question: str | None, descriptions: Sequence[str]) -> str | None:
     """Join a question and descriptions of its images, as in training.
 
-    >>> question_with_images("Should I eat this?", ["a red mushroom with white dots"])
-    'Should I eat this?\\n[image: a red mushroom with white dots]'
+    >>> print(question_with_images("Should I eat this?", ["a red mushroom with white dots"]))
+    Should I eat this?
+    [image: a red mushroom with white dots]
     """
     lines = [question.strip()] if question and question.strip() else []
     lines += [f"[image: {description.strip()}]" for description in descriptions if description.strip()]
@@ -207,11 +208,23 @@ class Verdict:
     elapsed_ms: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, score in (("score", self.score), ("threshold", self.threshold), *self.categories.items()):
-            if not (math.isfinite(score) and 0.0 <= score <= 1.0):
-                raise ValueError(f"{name} of the verdict of {self.detector} must be a number in [0, 1], not {score!r}")
-        object.__setattr__(self, "categories", MappingProxyType(dict(self.categories)))
+        # Detectors hand over NumPy scalars and tensors; plain numbers compare, pickle and serialise everywhere.
+        categories = {name: self._checked(name, score) for name, score in self.categories.items()}
+        object.__setattr__(self, "score", self._checked("score", self.score))
+        object.__setattr__(self, "threshold", self._checked("threshold", self.threshold))
+        object.__setattr__(self, "harmful", bool(self.harmful))
+        object.__setattr__(self, "elapsed_ms", float(self.elapsed_ms))
+        object.__setattr__(self, "categories", MappingProxyType(categories))
         object.__setattr__(self, "spans", tuple((int(start), int(end)) for start, end in self.spans))
+
+    def _checked(self, name: str, score: float) -> float:
+        try:
+            number = float(score)
+        except (TypeError, ValueError):
+            number = math.nan
+        if isinstance(score, str) or not 0.0 <= number <= 1.0:
+            raise ValueError(f"{name} of the verdict of {self.detector} must be a number in [0, 1], not {score!r}")
+        return number
 
     def __reduce__(self) -> tuple[Any, ...]:  # a MappingProxyType does not pickle
         return (Verdict.from_dict, (self.to_dict(),))

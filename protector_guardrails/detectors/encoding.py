@@ -107,7 +107,8 @@ class PairEncoder:
         self.tokenizer.encode_special_tokens = True
         if question_tokens < 0 or not 0 <= overlap < max_tokens - question_tokens - _SPECIAL_TOKENS:
             raise ValueError(
-                f"windows of {max_tokens} tokens cannot hold a question of {question_tokens} and pieces that share {overlap}"
+                f"windows of {max_tokens} tokens have no room for {question_tokens} of a question"
+                f" and pieces of a passage that share {overlap}"
             )
         self.max_tokens = max_tokens
         self.question_tokens = question_tokens

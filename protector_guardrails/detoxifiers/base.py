@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Self
 
 from protector_guardrails.detectors.base import HarmDetector
+from protector_guardrails.policy import Policy
 from protector_guardrails.threads import run_in_thread
 from protector_guardrails.types import Exchange, Verdict
 
@@ -32,6 +33,11 @@ class Detoxifier(ABC):
         """Rewrite a batch off the event loop: :meth:`detoxify` in a thread, unless overridden."""
         return await run_in_thread(self.detoxify, exchanges, verdicts)
 
-    def bound_to(self, detector: HarmDetector) -> Self:
-        """This detoxifier for use with the guard's detector; most need none and return themselves."""
+    def bound_to(self, detector: HarmDetector, policy: Policy) -> Self:  # noqa: ARG002
+        """This detoxifier for use in a guard; most need neither of the two and return themselves.
+
+        Args:
+            detector: The guard's detector.
+            policy: The guard's policy; its thresholds say which verdicts mean harm.
+        """
         return self

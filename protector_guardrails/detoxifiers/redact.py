@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
+from typing import Self
 
 from protector_guardrails.detectors.base import HarmDetector
 from protector_guardrails.detoxifiers.base import Detoxifier
-from protector_guardrails.errors import ConfigurationError
+from protector_guardrails.errors import ConfigurationError, DetectorError
+from protector_guardrails.policy import Policy
 from protector_guardrails.types import Exchange, Verdict
 
 _FENCE = re.compile(r"^[ ]{0,3}(`{3,}|~{3,})")
 _BLOCK_START = re.compile(r"^\s*([-*+•]|\d{1,3}[.)]|[a-zA-Z][.)]|#{1,6})\s")
-# A sentence ends at its punctuation, closing quotes and brackets, and the space after them.
-_SENTENCE = re.compile(r"[^.!?。！？…]*[.!?。！？…]+[\"'”’)\]]*(?:\s+|$|(?<=[。！？]))|[^.!?。！？…]+$", re.DOTALL)
+# Where a sentence may end: its punctuation, closing quotes and brackets, the space after them. The lookbehind
+# and the possessive quantifiers keep the search linear: every character is looked at once.
+_STOP = re.compile(r"(?<![.!?。！？…])([.!?。！？…]++)[\"'”’)\]」』）]*+(\s*+)")
 _WORD = re.compile(r"\w+")
 
 
@@ -22,8 +26,8 @@ def split_passages(text: str) -> list[str]:
 
     Joined again the passages are the response, byte for byte. Linear in its length.
 
-    >>> split_passages("First one. Second one.\\n- an item\\n")
-    ['First one. ', 'Second one.\\n', '- an item\\n']
+    >>> split_passages("First one. The second, 3.5 m long. ")
+    ['First one. ', 'The second, 3.5 m long. ']
     """
     passages: list[str] = []
     code: list[str] = []
@@ -51,11 +55,11 @@ def _sentences(line: str) -> list[str]:
         return [line]
     parts: list[str] = []
     end = 0
-    for match in _SENTENCE.finditer(line):
-        if match.start() == match.end():
-            continue
-        parts.append(line[end : match.end()])
-        end = match.end()
+    for match in _STOP.finditer(line):
+        stop, space = match.groups()
+        if space or stop[-1] in "。！？":  # "3.14" goes on; Chinese and Japanese need no space
+            parts.append(line[end : match.end()])
+            end = match.end()
     if end < len(line):
         parts.append(line[end:])
     return parts
@@ -70,7 +74,9 @@ class RedactDetoxifier(Detoxifier):
     ends in the refusal.
 
     Args:
-        detector: What judges the passages; left out, the guard's own detector.
+        detector: What judges the passages; left out, the guard's own detector. The guard's
+            policy decides which of its scores mean harm, without a guard the threshold of
+            the verdict on the whole response does.
         keep_at_least: Share of the response's words that must be left, in [0, 1]; with
             less, an answer hardly makes sense and nothing is returned, which means refusal.
         min_words: Words that must be left whatever the share.
@@ -82,20 +88,23 @@ class RedactDetoxifier(Detoxifier):
         if not 0.0 <= keep_at_least <= 1.0:
             raise ConfigurationError(f"keep_at_least must be a share in [0, 1], not {keep_at_least!r}")
         self.detector = detector
+        self.policy: Policy | None = None
         self.keep_at_least = keep_at_least
         self.min_words = min_words
 
-    def bound_to(self, detector: HarmDetector) -> RedactDetoxifier:
-        """A copy that uses ``detector``, unless one was given already."""
-        if self.detector is not None:
-            return self
-        return RedactDetoxifier(detector=detector, keep_at_least=self.keep_at_least, min_words=self.min_words)
+    def bound_to(self, detector: HarmDetector, policy: Policy) -> Self:
+        """A copy that uses ``detector``, unless one was given already, and the thresholds of ``policy``."""
+        bound = copy.copy(self)
+        bound.detector = detector if self.detector is None else self.detector
+        bound.policy = policy
+        return bound
 
     def detoxify(self, exchanges: Sequence[Exchange], verdicts: Sequence[Verdict]) -> list[str]:
         """Redact each response; an empty text where too little is left.
 
         Raises:
             ConfigurationError: If no detector was given and no guard bound one.
+            DetectorError: If the detector does not return one verdict per passage.
         """
         if self.detector is None:
             raise ConfigurationError("RedactDetoxifier needs a detector: pass detector=, or use it through a guard")
@@ -106,11 +115,16 @@ class RedactDetoxifier(Detoxifier):
             for passage in passages
             if _WORD.search(passage)
         ]
-        judged = iter(self.detector.detect(pieces) if pieces else [])
+        passage_verdicts = self.detector.detect(pieces) if pieces else []
+        if len(passage_verdicts) != len(pieces):
+            raise DetectorError(f"detect returned {len(passage_verdicts)} verdicts for {len(pieces)} passages")
+        judged = iter(passage_verdicts)
         rewritten = []
         for passages, verdict in zip(split, verdicts, strict=True):
             kept = [
-                passage for passage in passages if not (_WORD.search(passage) and _is_harmful(next(judged), verdict))
+                passage
+                for passage in passages
+                if not (_WORD.search(passage) and self._is_harmful(next(judged), verdict))
             ]
             rewritten.append(self._joined(kept, passages))
         return rewritten
@@ -122,7 +136,7 @@ class RedactDetoxifier(Detoxifier):
             return ""
         return "".join(kept)
 
-
-def _is_harmful(passage: Verdict, whole: Verdict) -> bool:
-    # The threshold of the verdict on the whole response is the policy's.
-    return passage.score >= whole.threshold
+    def _is_harmful(self, passage: Verdict, whole: Verdict) -> bool:
+        # The response may have been judged elsewhere, at a threshold stricter than the policy's.
+        by_policy = self.policy is not None and self.policy.apply(passage).harmful
+        return by_policy or passage.score >= whole.threshold

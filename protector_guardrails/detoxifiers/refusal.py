@@ -30,6 +30,6 @@ class RefusalDetoxifier(Detoxifier):
     def __init__(self, *, text: str | None = None) -> None:
         self.text = text
 
-    def detoxify(self, exchanges: Sequence[Exchange], verdicts: Sequence[Verdict]) -> list[str]:
+    def detoxify(self, exchanges: Sequence[Exchange], verdicts: Sequence[Verdict]) -> list[str]:  # noqa: ARG002
         """One refusal per exchange; empty, which leaves it to the policy, if there is no text of its own."""
         return [render_refusal(self.text, verdict) if self.text else "" for verdict in verdicts]

@@ -50,40 +50,58 @@ def normalise(text: str) -> str:
 
 
 def open_text(path: Path) -> Iterator[str]:
-    """Yield the lines of a plain or gzip-compressed UTF-8 text file."""
+    """Yield the lines of a plain or gzip-compressed UTF-8 text file.
+
+    Raises:
+        ValueError: If a line is not UTF-8.
+    """
     opener: Any = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as lines:
-        yield from lines
+    with opener(path, "rb") as lines:  # decoded line by line, so that an error can name its line
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason})") from error
 
 
 def read_exchanges(path: Path) -> list[LabelledExchange]:
     """Read labelled exchanges from JSON Lines (plain or ``.gz``).
 
     Raises:
-        ValueError: If a line is not a JSON object with ``response`` and ``harmful``.
+        ValueError: If a line is not a JSON object with a text ``response`` and ``harmful`` true or false.
     """
     rows = []
     for number, line in enumerate(open_text(path), start=1):
         try:
-            record = json.loads(line)
-            response, harmful = record["response"], record["harmful"]
+            rows.append(_labelled(json.loads(line), path=path, number=number))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path}, line {number}: expected a JSON object with 'response' and 'harmful' ({error})"
             ) from error
-        rows.append(
-            LabelledExchange(
-                id=str(record.get("id", number)),
-                source=str(record.get("source", path.stem)),
-                question=record.get("question") or "",
-                description=record.get("image_desc") or "",
-                # A speaker's name before the answer occurs in some sources only: a shortcut to the label.
-                response=_SPEAKER_PREFIX.sub("", response or ""),
-                harmful=bool(harmful),
-                kind=str(record.get("kind") or ""),
-            )
-        )
     return rows
+
+
+def _labelled(record: dict[str, Any], *, path: Path, number: int) -> LabelledExchange:
+    if not isinstance(record["harmful"], bool):  # "false" would count as true, null as harmless
+        raise ValueError(f"'harmful' must be true or false, not {record['harmful']!r}")
+    texts = {
+        "response": record["response"] or "",
+        "question": record.get("question") or "",
+        "image_desc": record.get("image_desc") or "",
+    }
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise TypeError(f"{name!r} must be a text, not {type(text).__name__}")
+    return LabelledExchange(
+        id=str(record.get("id", number)),
+        source=str(record.get("source", path.stem)),
+        question=texts["question"],
+        description=texts["image_desc"],
+        # A speaker's name before the answer occurs in some sources only: a shortcut to the label.
+        response=_SPEAKER_PREFIX.sub("", texts["response"]),
+        harmful=record["harmful"],
+        kind=str(record.get("kind") or ""),
+    )
 
 
 def _fraction(text: str, seed: int) -> float:

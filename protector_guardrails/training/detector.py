@@ -1,17 +1,19 @@
 """Fine-tuning the embedded harm detector.
 
 The work is done by ``transformers.Trainer``: checkpoints, resuming, progress,
-mixed precision and several GPUs come from there. This file adds what is special
-here: balanced epochs, dropping the question and the description at random, window
-sampling, and metrics per source after each epoch.
+mixed precision come from there. This file adds what is special here: balanced
+epochs, dropping the question and the description at random, window sampling, and
+metrics per source after each epoch. One device is used.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +115,14 @@ class PlannedExchanges(Dataset[list[Window]]):
 def bucketed(rows: Sequence[LabelledExchange], batch_size: int, *, seed: int) -> list[LabelledExchange]:
     """Order rows so that a batch holds responses of like length, and whole batches are shuffled.
 
-    A full multiple of ``batch_size`` is returned: the few rows too many are left to the next epoch.
+    A full multiple of ``batch_size`` is returned: the few rows too many are left to the next epoch,
+    and rows too few for one batch are repeated to fill it.
     """
     rng = random.Random(seed)
-    usable = list(rows[: len(rows) - len(rows) % batch_size] if len(rows) >= batch_size else rows)
+    if len(rows) < batch_size:
+        usable = list(islice(cycle(rows), batch_size))
+    else:
+        usable = list(rows[: len(rows) - len(rows) % batch_size])
     batches: list[list[LabelledExchange]] = []
     for start in range(0, len(usable), batch_size * 50):
         block = sorted(usable[start : start + batch_size * 50], key=lambda row: len(row.response))
@@ -229,8 +235,11 @@ class EpochReport(TrainerCallback):
                     report[name][mode] = source_metrics(
                         rows, predict(model, self.encoder, rows, mode=mode, bf16=self.bf16)
                     )
-        with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(report) + "\n")
+        path = self.output / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        # A run that goes on from a checkpoint before the last report comes by here twice.
+        earlier = [line for line in lines if json.loads(line)["epoch"] < epoch]
+        path.write_text("".join(f"{line}\n" for line in [*earlier, json.dumps(report)]), encoding="utf-8")
         for mode, metrics in report["validation"].items():
             for source, entry in metrics.items():
                 print(
@@ -264,7 +273,8 @@ def train_detector(config: DetectorTrainingConfig, *, base: Path, resume: bool =
         config: The recipe.
         base: Folder with ``model.safetensors``, ``config.json`` and ``tokenizer.json``
             of a BERT-style encoder.
-        resume: Go on from the newest checkpoint in ``config.output``.
+        resume: Go on from the newest checkpoint in ``config.output``; without it the
+            checkpoints and metrics of an earlier run there are deleted.
 
     Raises:
         ValueError: If the training file has one class only, or is malformed.
@@ -311,6 +321,8 @@ def train_detector(config: DetectorTrainingConfig, *, base: Path, resume: bool =
         dataloader_pin_memory=False,
         use_cpu=not torch.cuda.is_available(),
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # data parallelism cuts a batch by rows, and would part windows from their owners
     trainer = ExchangeTrainer(
         model=model,
         args=arguments,
@@ -327,7 +339,11 @@ def train_detector(config: DetectorTrainingConfig, *, base: Path, resume: bool =
             )
         ],
     )
-    checkpoints = any((config.output / "checkpoints").glob("checkpoint-*"))
-    trainer.train(resume_from_checkpoint=resume and checkpoints)
+    checkpoints = config.output / "checkpoints"
+    if not resume:
+        # The Trainer goes by step numbers: it would keep an earlier run's later checkpoint and go on from that.
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        (config.output / "metrics.jsonl").unlink(missing_ok=True)
+    trainer.train(resume_from_checkpoint=resume and any(checkpoints.glob("checkpoint-*")))
     save_weights(model, config.output / "model.safetensors")
     return config.output

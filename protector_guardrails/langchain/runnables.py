@@ -1,0 +1,203 @@
+"""The two steps of ``mllm | HarmDetectorRunnable() | DetoxifierRunnable()``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import PrivateAttr, WithJsonSchema
+
+from protector_guardrails.detectors import resolve_detector
+from protector_guardrails.detectors.base import HarmDetector
+from protector_guardrails.detoxifiers import DETOXIFIERS, resolve_detoxifier
+from protector_guardrails.detoxifiers.base import Detoxifier
+from protector_guardrails.errors import ConfigurationError
+from protector_guardrails.langchain.guard_runnable import Ask, Delivery, Flow, GuardRunnable
+from protector_guardrails.langchain.guards import Guard, Judged, guard_for, handed_on, read_record
+from protector_guardrails.langchain.items import Item
+from protector_guardrails.policy import Policy
+from protector_guardrails.types import Verdict
+
+DetectorField = Annotated[HarmDetector, WithJsonSchema({"title": "HarmDetector", "type": "object"})]
+DetoxifierField = Annotated[Detoxifier, WithJsonSchema({"title": "Detoxifier", "type": "object"})]
+
+
+class HarmDetectorRunnable(GuardRunnable):
+    """Judges what a model answered and writes the verdict beside it.
+
+    ``mllm | HarmDetectorRunnable() | DetoxifierRunnable()`` guards the output of the chain.
+    A bare ``mllm | guard`` still leaks raw tokens through callbacks, ``astream_events`` and
+    LangGraph's ``messages`` stream, because the model emits its own callbacks; use a
+    protected model where somebody listens there.
+
+    Input and output are of the same kind:
+
+    - a message of any type, chunk or not: the verdict is in ``response_metadata["protector"]``;
+    - a dict with ``response`` (message or text), ``question`` or ``messages``, and ``images``:
+      the verdict is under ``"protector"``, and in the message too. Other keys pass as they are;
+    - a text: a text comes out, which has no room for the verdict. Events tell it, and a
+      :class:`DetoxifierRunnable` in the same chain takes it over.
+
+    A safe response leaves as it came, and the input is never changed. What happens to a
+    harmful one is ``policy.on_harm``: ``"detoxify"`` (the default) and ``"flag"`` mark it
+    and leave the text to the next step; ``"refuse"`` puts the refusal in its place;
+    ``"raise"`` raises. A detector that fails or runs out of time leads to the refusal,
+    unless ``policy.on_error`` is ``"open"``.
+
+    The question is taken from the input if it is there, otherwise from a recorder that
+    sees the prompts of LangChain models in this process; where neither knows it, the bare
+    response is judged. Only the last human turn counts as the question.
+
+    A stream is held back until the response is complete: one chunk comes out. In LangChain,
+    only chunks that can be added are gathered; of others the last one is judged and leaves.
+
+    Args:
+        detector: ``"embedded"`` or a :class:`~protector_guardrails.HarmDetector`.
+        policy: Thresholds, actions and limits; a :class:`~protector_guardrails.Policy` or a dict of its fields.
+        record_questions: Whether to record and look up questions. The recorder is put into
+            every LangChain run when the first runnable with True is made.
+
+    Raises:
+        ConfigurationError: When made, if the detector is not known.
+        InputError: When called, if the input holds no response.
+        HarmfulResponseError: When called, under ``Policy(on_harm="raise")``.
+
+    Example:
+        >>> from langchain_core.messages import AIMessage
+        >>> from protector_guardrails import HarmDetector, HarmDetectorRunnable, Verdict
+        >>> class Shouting(HarmDetector):
+        ...     name = "shouting@1"
+        ...     def detect(self, exchanges):
+        ...         return [Verdict(harmful=False, score=float(e.response.isupper())) for e in exchanges]
+        >>> answer = HarmDetectorRunnable(Shouting()).invoke(AIMessage("STOP"))
+        >>> answer.response_metadata["protector"]["harmful"]
+        True
+    """
+
+    detector: Literal["embedded"] | DetectorField = "embedded"
+    _guard: Guard = PrivateAttr()
+
+    def __init__(
+        self,
+        detector: str | HarmDetector = "embedded",
+        *,
+        policy: Policy | Mapping[str, Any] | None = None,
+        record_questions: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        _check_detector(detector)
+        fields = {"detector": detector, "policy": policy, "record_questions": record_questions, **kwargs}
+        super().__init__(**fields)
+        self._guard = guard_for(self.detector, self.policy or Policy())
+
+    def _flow(self, items: list[tuple[int, Item]], deliveries: list[Delivery], scopes: list[Any]) -> Flow:
+        if items:
+            outcomes = yield Ask(self._guard, [item.exchange for _, item in items])
+            for (index, item), outcome in zip(items, outcomes, strict=True):
+                deliveries[index].settle(item, outcome, self._guard, scopes[index])
+        return deliveries
+
+
+class DetoxifierRunnable(GuardRunnable):
+    """Rewrites what was judged harmful, and judges the rewrite.
+
+    A rewrite that is still harmful, empty or failed gives way to the refusal, so
+    ``policy.on_harm`` does not matter here: it is always ``"detoxify"``. A safe response
+    leaves as it came. Kinds of input and output are those of :class:`HarmDetectorRunnable`.
+
+    After a :class:`HarmDetectorRunnable` its verdict stands, and the rewrite is judged by the
+    same detector under the same policy. Where there is no verdict of this process, or the
+    text is no longer the one that was judged, the response is judged here first: what
+    leaves was always judged.
+
+    A rewritten message has the id, name and usage of the response, and its text as one
+    block; reasoning, tool calls, additional kwargs and metadata that could quote the
+    response are gone. With a refusal generated images are gone too.
+
+    Args:
+        detoxifier: ``"redact"``, ``"refuse"`` or another known name, or a
+            :class:`~protector_guardrails.Detoxifier`.
+        detector: What judges here; left out, the detector that gave the verdict, or ``"embedded"``.
+        policy: Thresholds and limits here; left out, those of the guard that gave the verdict.
+        record_questions: Whether to record and look up questions.
+
+    Raises:
+        ConfigurationError: When made, if a name is not known.
+        InputError: When called, if the input holds no response.
+
+    Example:
+        >>> from langchain_core.messages import AIMessage
+        >>> from protector_guardrails import DetoxifierRunnable, HarmDetector, Verdict
+        >>> class Shouting(HarmDetector):
+        ...     name = "shouting@1"
+        ...     def detect(self, exchanges):
+        ...         return [Verdict(harmful=False, score=float(e.response.isupper())) for e in exchanges]
+        >>> calm = DetoxifierRunnable("refuse", detector=Shouting(), policy={"refusal": "Let's stay calm."})
+        >>> calm.invoke(AIMessage("STOP")).content
+        "Let's stay calm."
+    """
+
+    detoxifier: str | DetoxifierField = "redact"
+    detector: Literal["embedded"] | DetectorField | None = None
+    _guards: dict[str | None, Guard] = PrivateAttr(default_factory=dict)
+
+    def __init__(
+        self,
+        detoxifier: str | Detoxifier = "redact",
+        *,
+        detector: str | HarmDetector | None = None,
+        policy: Policy | Mapping[str, Any] | None = None,
+        record_questions: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if not (isinstance(detoxifier, Detoxifier) or detoxifier in DETOXIFIERS):
+            resolve_detoxifier(detoxifier)  # knows every name, and what to say if it is none
+        if detector is not None:
+            _check_detector(detector)
+        fields = {"detoxifier": detoxifier, "detector": detector, "policy": policy, **kwargs}
+        super().__init__(record_questions=record_questions, **fields)
+
+    def _guard_after(self, judged: Judged | None) -> Guard:
+        before = judged.guard if judged else None
+        key = before.token if before else None
+        if key not in self._guards:
+            detector = self.detector or (before.detector if before else "embedded")
+            policy = self.policy or (before.policy if before else Policy())
+            if len(self._guards) >= 8:  # after a detector that is made anew for each call
+                self._guards.clear()
+            guard = guard_for(detector, policy, self.detoxifier)
+            self._guards[key] = guard
+            return guard
+        return self._guards[key]
+
+    def _flow(self, items: list[tuple[int, Item]], deliveries: list[Delivery], scopes: list[Any]) -> Flow:
+        to_judge: dict[Guard, list[tuple[int, Item, Verdict | None]]] = {}
+        to_rewrite: dict[Guard, list[tuple[int, Item, Verdict | None]]] = {}
+        for index, item in items:
+            record = item.record if item.has_room else handed_on(scopes[index], item.exchange)
+            judged = read_record(record, item.exchange)
+            guard = self._guard_after(judged)
+            if judged is None or judged.verdict is None:
+                if judged and judged.action == "refuse":  # the detector failed; its refusal is ours
+                    deliveries[index].output = item.given
+                else:
+                    to_judge.setdefault(guard, []).append((index, item, None))
+            elif judged.verdict.harmful and judged.action == "flag":
+                to_rewrite.setdefault(guard, []).append((index, item, judged.verdict))
+            else:  # safe, or made so already
+                deliveries[index].output = item.given
+        for work in (to_judge, to_rewrite):
+            for guard, group in work.items():
+                verdicts = [verdict for _, _, verdict in group if verdict]
+                outcomes = yield Ask(guard, [item.exchange for _, item, _ in group], verdicts or None)
+                for (index, item, verdict), outcome in zip(group, outcomes, strict=True):
+                    deliveries[index].settle(item, outcome, guard, scopes[index], judged_here=verdict is None)
+        return deliveries
+
+
+def _check_detector(detector: object) -> None:
+    if isinstance(detector, HarmDetector) or detector == "embedded":  # which is loaded when first used
+        return
+    if isinstance(detector, str):
+        resolve_detector(detector)
+    raise ConfigurationError(f"detector is a {type(detector).__name__}: use 'embedded', or an instance of HarmDetector")
