@@ -68,5 +68,5 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
 
 $(VENV)/.installed-docs: pyproject.toml | $(VENV)/.installed-dev
 	@echo "installing what the documentation needs ..."
-	@$(PIP) install -q mkdocs-material 'mkdocstrings[python]' $(QUIETLY)
+	@$(PIP) install -q --group docs $(QUIETLY)
 	@touch $@

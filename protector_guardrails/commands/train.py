@@ -50,6 +50,17 @@ def detector(  # noqa: PLR0917 - options of the command line
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     learning_rate: Annotated[float, typer.Option()] = 1e-4,
     seed: Annotated[int, typer.Option()] = 13,
+    initial: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Weights of an earlier run (model.safetensors) to go on from."),
+    ] = None,
+    cap: Annotated[int, typer.Option(min=1, help="Rows of each source and label in an epoch.")] = 1500,
+    source_cap: Annotated[
+        list[str] | None, typer.Option(help="NAME=ROWS: another cap for one source; may be repeated.")
+    ] = None,
+    insertions: Annotated[
+        int, typer.Option(min=0, help="Harmless answers per epoch that get a foreign passage put into them.")
+    ] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many rows of every file, to try it out.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the output.")] = False,
@@ -69,6 +80,10 @@ def detector(  # noqa: PLR0917 - options of the command line
                 "batch_size": batch_size,
                 "learning_rate": learning_rate,
                 "seed": seed,
+                "initial": initial,
+                "cap": cap,
+                "source_caps": _caps(source_cap or []),
+                "insertions": insertions,
                 "limit": limit,
                 "threads": threads,
             }
@@ -98,6 +113,16 @@ def export(
     except _UNUSABLE as error:
         raise ConfigurationError(_one_line(error)) from error
     typer.echo(f"exported: {written}")
+
+
+def _caps(entries: list[str]) -> dict[str, int]:
+    caps: dict[str, int] = {}
+    for entry in entries:
+        name, equals, rows = entry.rpartition("=")
+        if not (equals and name and rows.isdecimal()):
+            raise ConfigurationError(f"--source-cap takes NAME=ROWS, such as alpaca=200, not {entry!r}")
+        caps[name] = int(rows)
+    return caps
 
 
 def _require_extra(what: str) -> None:

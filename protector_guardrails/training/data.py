@@ -8,7 +8,7 @@ import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,7 @@ def balanced_epoch(
     seed: int,
     epoch: int,
     cap: int = 1500,
+    source_caps: Mapping[str, int] | None = None,
     answers_per_question: int = 8,
     max_repeats: int = 4,
 ) -> list[LabelledExchange]:
@@ -157,6 +158,7 @@ def balanced_epoch(
         seed: Seed of the run.
         epoch: Number of the epoch, from 0.
         cap: See above.
+        source_caps: Another cap for sources named here.
         answers_per_question: See above.
         max_repeats: See above.
 
@@ -174,7 +176,8 @@ def balanced_epoch(
             for answers in by_question.values()
             for row in rng.sample(answers, min(len(answers), answers_per_question))
         ]
-        chosen[key] = rng.sample(picked, min(len(picked), cap))
+        limit = (source_caps or {}).get(key[0], cap)
+        chosen[key] = rng.sample(picked, min(len(picked), limit))
     epoch_rows: list[LabelledExchange] = []
     for (source, harmful), picked in chosen.items():
         other = len(chosen.get((source, not harmful), ()))

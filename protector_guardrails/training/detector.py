@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from tokenizers import Tokenizer
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from protector_guardrails.detectors.encoding import PairEncoder, Window, pad_windows
+from protector_guardrails.training.augmentation import inserted_passages
 from protector_guardrails.training.data import LabelledExchange, balanced_epoch, read_exchanges, split_by_question
 from protector_guardrails.training.model import HarmClassifier
 from protector_guardrails.types import question_with_images
@@ -61,7 +62,13 @@ class DetectorTrainingConfig(BaseModel):
     max_tokens: int = 192
     question_tokens: int = 64
     overlap: int = 32
+    initial: Path | None = None
+    """Weights of an earlier run (``model.safetensors``) to go on from; None: the base encoder and a new head."""
     cap: int = 1500
+    source_caps: dict[str, int] = {}
+    """Rows of each label in an epoch for sources named here, in place of ``cap``."""
+    insertions: int = Field(0, ge=0)
+    """Harmless answers per epoch that get a harmful and, once more, a harmless passage put into them."""
     answers_per_question: int = 8
     max_repeats: int = 4
     save_steps: int = 200
@@ -90,9 +97,13 @@ class PlannedExchanges(Dataset[list[Window]]):
                 seed=config.seed,
                 epoch=epoch,
                 cap=config.cap,
+                source_caps=config.source_caps,
                 answers_per_question=config.answers_per_question,
                 max_repeats=config.max_repeats,
             )
+            rng = random.Random(f"{config.seed}:{epoch}:insertions")
+            chosen += inserted_passages(rows, pairs=config.insertions, rng=rng)
+            rng.shuffle(chosen)
             self.plan.extend((epoch, row) for row in bucketed(chosen, config.batch_size, seed=config.seed + epoch))
             self.epoch_ends.append(len(self.plan))
 
@@ -297,6 +308,8 @@ def train_detector(config: DetectorTrainingConfig, *, base: Path, resume: bool =
         tokenizer, max_tokens=config.max_tokens, question_tokens=config.question_tokens, overlap=config.overlap
     )
     model = HarmClassifier.from_base(base)
+    if config.initial is not None:
+        model.load_state_dict(load_file(str(config.initial)))
     data = PlannedExchanges(train_rows, encoder, config)
     print(
         f"{len(train_rows)} rows to train on, {len(held)} held out, {len(data)} exchanges in {config.epochs} epochs",

@@ -90,7 +90,9 @@ def test_question_and_image_description_are_read(detector: EmbeddedDetector) -> 
         [
             Exchange(response=answer),
             Exchange(response=answer, question="Should I drink this?"),
-            Exchange(response=answer, question="Should I drink this?", images=(Image(description="a bottle of bleach"),)),
+            Exchange(
+                response=answer, question="Should I drink this?", images=(Image(description="a bottle of bleach"),)
+            ),
         ]
     )
     assert len({bare.score, asked.score, shown.score}) == 3

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protector_guardrails.training.augmentation import inserted_passages
 from protector_guardrails.training.data import LabelledExchange, balanced_epoch, read_exchanges, split_by_question
 
 
 def row(
-    number: int, *, question: str = "", source: str = "s", harmful: bool = False, response: str = "r"
+    number: int | str, *, question: str = "", source: str = "s", harmful: bool = False, response: str = "r"
 ) -> LabelledExchange:
     return LabelledExchange(
         id=str(number), source=source, question=question, description="", response=response, harmful=harmful
@@ -183,3 +186,33 @@ def test_an_epoch_is_given_by_its_seed_and_number() -> None:
     assert balanced_epoch(rows, seed=1, epoch=0, cap=30) == first
     assert balanced_epoch(rows, seed=1, epoch=1, cap=30) != first
     assert balanced_epoch(rows, seed=2, epoch=0, cap=30) != first
+
+
+def test_inserted_passages_differ_in_the_passage_only() -> None:
+    """Each host appears once with a harmless and once with a harmful passage, at the same place."""
+    host = "The bridge was built of stone. " * 10
+    rows = [row("host", response=host, question="What is it?"), row("other", response=host.replace("stone", "wood"))]
+    rows += [row(f"h{n}", source="notes", response=f"nasty words number {n}", harmful=True) for n in range(5)]
+    rows += [row(f"s{n}", source="notes", response=f"kind words number {n}") for n in range(5)]
+    made = inserted_passages(rows, pairs=20, rng=random.Random(1))
+    assert len(made) == 40
+    for harmless, harmful in zip(made[::2], made[1::2], strict=True):
+        assert (harmless.harmful, harmful.harmful) == (False, True)
+        assert "kind words" in harmless.response and "nasty" not in harmless.response
+        assert "nasty words" in harmful.response
+        assert harmless.question == harmful.question
+        assert re.sub("kind words number .", "@", harmless.response) == re.sub(
+            "nasty words number .", "@", harmful.response
+        )
+    assert made == inserted_passages(rows, pairs=20, rng=random.Random(1))
+
+
+def test_no_passages_of_both_labels_means_no_insertions() -> None:
+    rows = [row("host", response="The bridge was built of stone. " * 10)]
+    assert inserted_passages(rows, pairs=3, rng=random.Random(1)) == []
+
+
+def test_a_cap_of_one_source_leaves_the_others_alone() -> None:
+    rows = [row(f"{source}{n}", source=source, question=f"q {n}") for source in ("few", "many") for n in range(60)]
+    chosen = balanced_epoch(rows, seed=1, epoch=0, cap=50, source_caps={"few": 7})
+    assert Counter(r.source for r in chosen) == {"few": 7, "many": 50}

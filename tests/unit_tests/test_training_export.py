@@ -24,7 +24,7 @@ from protector_guardrails.training.detector import DetectorTrainingConfig, train
 from protector_guardrails.training.export import export_detector, load_run, quantise, to_onnx
 from protector_guardrails.training.model import HarmClassifier
 
-WORDS = "the a river garden stone cat lamp bridge paints walks sings blue green under over quickly slowly".split()
+WORDS = ["the", "a", "river", "garden", "stone", "cat", "lamp", "bridge", "paints", "walks", "sings", "blue", "green"]
 
 
 def write_tiny_base(folder: Path) -> Path:
@@ -137,7 +137,9 @@ def test_onnx_agrees_with_pytorch_on_real_text(tmp_path: Path) -> None:
     to_onnx(model, encoder, tmp_path / "float32.onnx")
     quantise(tmp_path / "float32.onnx", tmp_path / "int8.onnx")
     text = (Path(__file__).parents[2] / "LICENSE").read_text()
-    pieces = [text[start : start + length] for start, length in zip(range(0, 9600, 400), range(40, 1000, 40))]
+    pieces = [
+        text[start : start + length] for start, length in zip(range(0, 9600, 400), range(40, 1000, 40), strict=True)
+    ]
     windows = [window for piece in pieces for window in encoder.encode([("What does it say?", [piece])])[0]]
     with torch.inference_mode():
         expected = np.concatenate(
