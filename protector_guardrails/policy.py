@@ -70,7 +70,7 @@ class Policy(BaseModel):
                 for category, score in verdict.categories.items()
                 if category in self.threshold
             )
-        return replace(verdict, harmful=harmful, threshold=threshold)
+        return replace(verdict, harmful=harmful, threshold=threshold, spans=verdict.spans if harmful else ())
 
     def refusal_for(self, verdict: Verdict | None) -> str:
         """The refusal, naming the kind of harm where the verdict tells it."""

@@ -46,13 +46,13 @@ Expected calibration error with 15 bins, fitted on one half of the questions and
 
 ## Training
 
-| setting | value |
-|---|---|
 {recipe}
 
 Questions are held out whole ({held_out:.0%} of them), so that no question is on both sides of the split. In each
 epoch a source gives at most {cap} rows per label and {answers_per_question} answers per question and label, and a
-label that is rare within its source is repeated up to {max_repeats} times. The loss is binary cross-entropy on the
+label that is rare within its source is repeated up to {max_repeats} times. A later stage goes on from the weights
+of the one before. With insertions, that many harmless answers an epoch get a harmful and, once more, a harmless
+passage put into them. The loss is binary cross-entropy on the
 combined logit of a response.
 
 Train it again: `protector train detector DATA --validation FILE --output RUN`, then
@@ -83,7 +83,7 @@ AUROC of the network in training precision, before quantisation.
 def detector_card(
     manifest: DetectorManifest,
     *,
-    config: DetectorTrainingConfig,
+    stages: Sequence[DetectorTrainingConfig],
     history: Sequence[Mapping[str, Any]],
     sources: Sequence[Mapping[str, Any]],
     size_bytes: int,
@@ -92,13 +92,13 @@ def detector_card(
 
     Args:
         manifest: The exported detector, with its metrics.
-        config: How it was trained.
+        stages: How it was trained, run after run; most detectors have one stage.
         history: Metrics after each epoch, as the training run stored them.
         sources: Per source: ``source``, ``license``, ``rows``, ``harmful``.
         size_bytes: Size of the model file.
     """
+    config = stages[-1]
     calibration = manifest.metrics.get("calibration", {})
-    recipe = config.model_dump(exclude={"train", "validation", "output", "limit", "threads", "save_steps", "bf16"})
     return _CARD.format(
         name=manifest.name,
         version=manifest.version,
@@ -108,7 +108,7 @@ def detector_card(
         bias=manifest.bias,
         results=_results(manifest.metrics.get("validation", {})),
         calibration=", ".join(f"{value:.3f} ({_MODES[mode]})" for mode, value in calibration.items()),
-        recipe="\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in recipe.items()),
+        recipe=_recipe(stages),
         sources=_table(
             ("source", "licence", "rows", "harmful"),
             [(s["source"], s["license"], s["rows"], s["harmful"]) for s in sources],
@@ -120,6 +120,19 @@ def detector_card(
         answers_per_question=config.answers_per_question,
         max_repeats=config.max_repeats,
     )
+
+
+def _recipe(stages: Sequence[DetectorTrainingConfig]) -> str:
+    hidden = {"train", "validation", "output", "initial", "limit", "threads", "save_steps", "bf16"}
+    dumps = [stage.model_dump(exclude=hidden) for stage in stages]
+    header = ["setting", *(["value"] if len(stages) == 1 else [f"stage {n}" for n in range(1, len(stages) + 1)])]
+    return _table(header, [[name.replace("_", " "), *(_plain(dump[name]) for dump in dumps)] for name in dumps[0]])
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {entry}" for key, entry in value.items()) or "none"
+    return str(value)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

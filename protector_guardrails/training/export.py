@@ -140,13 +140,26 @@ def export_detector(run: Path, *, validation: Sequence[Path], output: Path, base
     history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     card = detector_card(
         manifest,
-        config=config,
+        stages=[*_earlier_stages(config), config],
         history=history,
         sources=describe_sources(config.train),
         size_bytes=(output / "model.onnx").stat().st_size,
     )
     (output / CARD).write_text(card, encoding="utf-8")
     return output
+
+
+def _earlier_stages(config: DetectorTrainingConfig) -> list[DetectorTrainingConfig]:
+    """The configurations of the runs that this one went on from, the first one first."""
+    if config.initial is None:
+        return []
+    path = config.initial.parent / "config.json"
+    if not path.exists():
+        raise ValueError(
+            f"{path} is missing: the card cannot tell how the weights that the run began with were trained"
+        )
+    earlier = DetectorTrainingConfig.model_validate_json(path.read_text())
+    return [*_earlier_stages(earlier), earlier]
 
 
 def validation_logits(

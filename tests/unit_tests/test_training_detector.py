@@ -19,8 +19,9 @@ pytest.importorskip("sklearn")
 
 from safetensors.torch import load_file  # noqa: E402
 from sklearn.metrics import roc_auc_score  # noqa: E402
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers  # noqa: E402
-from transformers import BertConfig, BertModel, TrainerCallback  # noqa: E402
+from tiny_models import WORDS, write_tiny_base  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
+from transformers import TrainerCallback  # noqa: E402
 
 from protector_guardrails.detectors.encoding import PairEncoder  # noqa: E402
 from protector_guardrails.training import detector as training  # noqa: E402
@@ -35,29 +36,10 @@ from protector_guardrails.training.detector import (  # noqa: E402
 )
 from protector_guardrails.training.model import HarmClassifier  # noqa: E402
 
-WORDS = ["the", "a", "river", "garden", "stone", "cat", "lamp", "bridge", "walks", "sings", "green", "over", "slowly"]
-
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT with one thin layer and a vocabulary of a few words."""
-    folder = tmp_path_factory.mktemp("base")
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[", "]", ":", "image", "blue", *WORDS]
-    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokens),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-    )
-    BertModel(config).save_pretrained(str(folder))
-    return folder
+    return write_tiny_base(tmp_path_factory.mktemp("base"), layers=1)
 
 
 def write_rows(path: Path, *, count: int, seed: int, sources: int = 1) -> Path:
