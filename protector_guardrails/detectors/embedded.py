@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_SLICE = 64
+
+
 class EmbeddedDetector(HarmDetector):
     """Judges responses with the weights that come with the package.
 
@@ -31,18 +35,18 @@ class EmbeddedDetector(HarmDetector):
     English; what an image shows without a description, it does not know. Figures and
     weaknesses are in its model card (``protector models card``).
 
-    Windows are run one by one: the int8 arithmetic scales activations by the largest of
-    a batch, so in a batch a response's score would depend on its neighbours, and on a
-    CPU a batch is no faster. A response thus gets the same score, to the bit, alone and
-    in any batch.
+    Every window is a model call of its own, ``threads`` of them side by side: the int8
+    arithmetic scales activations by the largest of a batch, so in a batch a response's
+    score would depend on its neighbours. A response thus gets the same score, to the bit,
+    alone and in any batch.
 
-    Safe to share between threads. One instance runs one model call at a time, with
-    ``threads`` threads; callers wait for each other.
+    Safe to share between threads. One instance makes at most ``threads`` model calls at a
+    time; further callers wait. Do not share it across ``fork``.
 
     Args:
         folder: Another folder with the same files, such as the result of
             ``protector train export``.
-        threads: CPU threads of a model call; None: all cores, at most four.
+        threads: CPU threads, and model calls at a time; None: all cores, at most four.
 
     Raises:
         ConfigurationError: If ``threads`` is below 1.
@@ -62,8 +66,10 @@ class EmbeddedDetector(HarmDetector):
         self.threads = threads
         self.manifest = load_manifest(self.folder)
         self.name = f"{self.manifest.name}@{self.manifest.version}"
-        self.encoder, self._run = _load(self.folder, self.manifest, threads or min(4, os.cpu_count() or 1))
-        self._lock = threading.Lock()
+        used = threads or min(4, os.cpu_count() or 1)
+        self.encoder, self._run = _load(self.folder, self.manifest, used)
+        self._pool = ThreadPoolExecutor(used, thread_name_prefix="embedded-detector")
+        self._calls = threading.BoundedSemaphore(used)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (self.folder, self.threads))
@@ -80,7 +86,8 @@ class EmbeddedDetector(HarmDetector):
             return []
         started = time.perf_counter()
         encoded = self.encode(exchanges)
-        logits = [self.window_logits(windows) for windows in encoded]
+        ends = np.cumsum([len(windows) for windows in encoded])
+        logits = np.split(self.window_logits([window for windows in encoded for window in windows]), ends[:-1])
         elapsed_ms = (time.perf_counter() - started) * 1000 / len(exchanges)
         return [
             self._verdict(windows, scores, elapsed_ms=elapsed_ms)
@@ -96,13 +103,21 @@ class EmbeddedDetector(HarmDetector):
 
         Windows with the same tokens are judged once.
         """
-        known: dict[tuple[tuple[int, ...], int], float] = {}
-        for window in windows:
-            key = (window.ids, window.question_length)
-            if key not in known:
-                with self._lock:  # taken per window, so that a long answer does not hold up the short ones
-                    known[key] = float(self._run(pad_windows([window]))[0])
+        different = {(window.ids, window.question_length): window for window in windows}
+        waiting = list(different.values())
+        logits: list[float] = []
+        if len(waiting) == 1:
+            logits.append(self._logit(waiting[0]))
+        else:
+            # In slices, so that little is left to do if the process ends or nobody waits any more.
+            for start in range(0, len(waiting), _SLICE):
+                logits.extend(self._pool.map(self._logit, waiting[start : start + _SLICE]))
+        known = dict(zip(different, logits, strict=True))
         return np.array([known[window.ids, window.question_length] for window in windows])
+
+    def _logit(self, window: Window) -> float:
+        with self._calls:  # taken per window, so that a long answer does not hold up the short ones
+            return float(self._run(pad_windows([window]))[0])
 
     def _verdict(self, windows: Sequence[Window], logits: NDArray[np.float64], *, elapsed_ms: float) -> Verdict:
         score = self.manifest.calibrated(pool_logits(logits))
