@@ -199,7 +199,9 @@ def test_a_process_that_is_killed_can_be_resumed(tmp_path, name, number, status)
     source, whole, output = tmp_path / "in.jsonl", tmp_path / f"whole-{name}", tmp_path / name
     source.write_text("".join(json.dumps({"response": f"Stir pot {i}. " * 8}) + "\n" for i in range(600)))
     code = (
-        "import sys; from protector_guardrails.commands import lines; lines.MEMBER_BYTES = 4000;"
+        # A shell that starts the tests in the background has them ignore SIGINT, and children inherit it.
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from protector_guardrails.commands import lines; lines.MEMBER_BYTES = 4000;"
         "from protector_guardrails.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     arguments = ["score", str(source), "--batch-size", "4"]
