@@ -27,8 +27,8 @@ class HarmDetectorRunnable(GuardRunnable):
 
     ``mllm | HarmDetectorRunnable() | DetoxifierRunnable()`` guards the output of the chain.
     A bare ``mllm | guard`` still leaks raw tokens through callbacks, ``astream_events`` and
-    LangGraph's ``messages`` stream, because the model emits its own callbacks; use a
-    protected model where somebody listens there.
+    LangGraph's ``messages`` stream, because the model emits its own callbacks; a
+    protected model, which closes those ways, is not part of this release.
 
     Input and output are of the same kind:
 

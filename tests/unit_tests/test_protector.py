@@ -521,7 +521,8 @@ def test_guard_and_aguard_agree(
     responses: list[str], scores: dict[str, float], rewrites: dict[str, str], **policy: Any
 ) -> None:
     guard = Protector(Scripted(scores, breaks_on=3), ScriptedRewrites(rewrites), policy=Policy(**policy))
-    both(guard, [Exchange(response=response) for response in responses])
+    outcomes = both(guard, [Exchange(response=response) for response in responses])
+    assert [outcome.exchange.response for outcome in outcomes] == responses
 
 
 # Detoxifiers by name ---------------------------------------------------------------------
