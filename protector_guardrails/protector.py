@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 from protector_guardrails.asking import Asker, Detect, Detoxify, Request
 from protector_guardrails.detectors import resolve_detector
 from protector_guardrails.detectors.base import HarmDetector
-from protector_guardrails.detoxifiers import resolve_detoxifier
-from protector_guardrails.detoxifiers.base import Detoxifier
+from protector_guardrails.detoxifiers import AnyDetoxifier, resolve_detoxifier
 from protector_guardrails.errors import AuditError, DetectorError, HarmfulResponseError, ProtectorError
 from protector_guardrails.policy import Policy
 from protector_guardrails.telemetry import guarding
@@ -47,7 +46,8 @@ class Protector:
 
     Args:
         detector: ``"embedded"`` or a :class:`HarmDetector`.
-        detoxifier: ``"redact"``, ``"refuse"`` or a :class:`Detoxifier`.
+        detoxifier: ``"redact"``, ``"refuse"``, a :class:`Detoxifier`, or a chat model of LangChain or LlamaIndex,
+            which then rewrites (:class:`~protector_guardrails.ChatModelDetoxifier`).
         policy: Thresholds, actions and limits.
         audit: Where each outcome is recorded: an :class:`~protector_guardrails.AuditLog`, or the path of one.
 
@@ -65,7 +65,7 @@ class Protector:
     def __init__(
         self,
         detector: str | HarmDetector = "embedded",
-        detoxifier: str | Detoxifier = "redact",
+        detoxifier: AnyDetoxifier = "redact",
         *,
         policy: Policy | None = None,
         audit: AuditLog | str | os.PathLike[str] | None = None,

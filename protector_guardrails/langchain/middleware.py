@@ -15,8 +15,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from protector_guardrails.audit import AuditLog, open_audit
 from protector_guardrails.detectors import check_detector
 from protector_guardrails.detectors.base import HarmDetector
-from protector_guardrails.detoxifiers import check_detoxifier
-from protector_guardrails.detoxifiers.base import Detoxifier
+from protector_guardrails.detoxifiers import AnyDetoxifier, check_detoxifier
 from protector_guardrails.errors import ConfigurationError, HarmfulResponseError, MissingExtraError
 from protector_guardrails.langchain.guard_runnable import Ask, Delivery
 from protector_guardrails.langchain.guards import Guard, guard_for, read_record
@@ -74,7 +73,7 @@ class ProtectorMiddleware(AgentMiddleware[Any, Any, Any]):
 
     Args:
         detector: ``"embedded"`` or a :class:`~protector_guardrails.HarmDetector`.
-        detoxifier: ``"redact"``, ``"refuse"`` or a :class:`~protector_guardrails.Detoxifier`.
+        detoxifier: ``"redact"``, ``"refuse"``, a :class:`~protector_guardrails.Detoxifier`, or a chat model to rewrite.
         policy: Thresholds, actions and limits; a :class:`~protector_guardrails.Policy` or a dict of its fields.
         mode: What follows harm; see above.
         judge_tool_results: Judge what tools return before it enters the state. Harmful
@@ -106,7 +105,7 @@ class ProtectorMiddleware(AgentMiddleware[Any, Any, Any]):
         self,
         *,
         detector: str | HarmDetector = "embedded",
-        detoxifier: str | Detoxifier = "redact",
+        detoxifier: AnyDetoxifier = "redact",
         policy: Policy | Mapping[str, Any] | None = None,
         mode: Mode | None = None,
         judge_tool_results: bool = False,
@@ -117,7 +116,7 @@ class ProtectorMiddleware(AgentMiddleware[Any, Any, Any]):
     ) -> None:
         super().__init__()
         check_detector(detector)
-        check_detoxifier(detoxifier)
+        detoxifier = check_detoxifier(detoxifier)
         if not review_within_s > 0:
             raise ConfigurationError(f"review_within_s is {review_within_s}: use a positive number of seconds")
         policy = _acting(Policy() if policy is None else Policy.model_validate(policy), mode)

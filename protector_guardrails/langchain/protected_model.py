@@ -17,7 +17,7 @@ from pydantic.json_schema import SkipJsonSchema
 from protector_guardrails.audit import AuditLog
 from protector_guardrails.detectors import check_detector
 from protector_guardrails.detectors.base import HarmDetector
-from protector_guardrails.detoxifiers import check_detoxifier
+from protector_guardrails.detoxifiers import AnyDetoxifier, check_detoxifier
 from protector_guardrails.detoxifiers.base import Detoxifier
 from protector_guardrails.errors import ConfigurationError
 from protector_guardrails.langchain.answering import Call, Run, current_run, entered
@@ -58,7 +58,7 @@ class ProtectedChatModel(BaseChatModel):
         if not isinstance(mllm, Runnable):
             raise ConfigurationError(f"protect() takes a LangChain chat model, not a {type(mllm).__name__}")
         check_detector(kwargs.get("detector", "embedded"))
-        check_detoxifier(kwargs.get("detoxifier", "redact"))
+        kwargs["detoxifier"] = check_detoxifier(kwargs.get("detoxifier", "redact"))
         inner = None if is_configurable(mllm) else privately(mllm)
         super().__init__(**{"mllm": mllm, **kwargs})
         self._inner = inner
@@ -296,7 +296,7 @@ def protect(
     mllm: Runnable[LanguageModelInput, Any],
     *,
     detector: str | HarmDetector = "embedded",
-    detoxifier: str | Detoxifier = "redact",
+    detoxifier: AnyDetoxifier = "redact",
     policy: Policy | Mapping[str, Any] | None = None,
     audit: AuditLog | str | PathLike[str] | None = None,
     raw_callbacks: Sequence[BaseCallbackHandler] = (),
@@ -321,7 +321,7 @@ def protect(
             configurable fields. Its cache and callbacks move to the protected model; the
             one given is left as it is.
         detector: ``"embedded"`` or a :class:`~protector_guardrails.HarmDetector`.
-        detoxifier: ``"redact"``, ``"refuse"`` or a :class:`~protector_guardrails.Detoxifier`.
+        detoxifier: ``"redact"``, ``"refuse"``, a :class:`~protector_guardrails.Detoxifier`, or a chat model to rewrite.
         policy: Thresholds, actions, limits, and whether streams are held back in full
             (the default) or judged in windows.
         audit: Where outcomes are recorded: an :class:`~protector_guardrails.AuditLog` or the path of one.

@@ -12,7 +12,7 @@ from pydantic import PrivateAttr, WithJsonSchema
 from protector_guardrails.audit import AuditLog
 from protector_guardrails.detectors import check_detector
 from protector_guardrails.detectors.base import HarmDetector
-from protector_guardrails.detoxifiers import check_detoxifier
+from protector_guardrails.detoxifiers import AnyDetoxifier, check_detoxifier
 from protector_guardrails.detoxifiers.base import Detoxifier
 from protector_guardrails.langchain.guard_runnable import Ask, Delivery, Flow, GuardRunnable, Window
 from protector_guardrails.langchain.guards import (
@@ -142,8 +142,9 @@ class DetoxifierRunnable(GuardRunnable):
     response are gone. With a refusal generated images are gone too.
 
     Args:
-        detoxifier: ``"redact"``, ``"refuse"`` or another known name, or a
-            :class:`~protector_guardrails.Detoxifier`.
+        detoxifier: ``"redact"``, ``"refuse"`` or another known name, a
+            :class:`~protector_guardrails.Detoxifier`, or a chat model, which rewrites without
+            seeing the image (:class:`~protector_guardrails.ChatModelDetoxifier`).
         detector: What judges here; left out, the detector that gave the verdict, or ``"embedded"``.
         policy: Thresholds and limits here; left out, those of the guard that gave the verdict.
         record_questions: Whether to record and look up questions.
@@ -171,7 +172,7 @@ class DetoxifierRunnable(GuardRunnable):
 
     def __init__(
         self,
-        detoxifier: str | Detoxifier = "redact",
+        detoxifier: AnyDetoxifier = "redact",
         *,
         detector: str | HarmDetector | None = None,
         policy: Policy | Mapping[str, Any] | None = None,
@@ -179,10 +180,10 @@ class DetoxifierRunnable(GuardRunnable):
         audit: AuditLog | str | PathLike[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        check_detoxifier(detoxifier)
+        kept = check_detoxifier(detoxifier)
         if detector is not None:
             check_detector(detector)
-        fields: dict[str, Any] = {"detoxifier": detoxifier, "detector": detector, "policy": policy, "audit": audit}
+        fields: dict[str, Any] = {"detoxifier": kept, "detector": detector, "policy": policy, "audit": audit}
         super().__init__(record_questions=record_questions, **fields, **kwargs)
 
     def _guard_after(self, before: Guard | None) -> Guard:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_serializer
 from protector_guardrails.audit import AuditLog, open_audit
 from protector_guardrails.detectors import check_detector
 from protector_guardrails.detectors.base import HarmDetector
-from protector_guardrails.detoxifiers import resolve_detoxifier
+from protector_guardrails.detoxifiers import AnyDetoxifier, check_detoxifier
 from protector_guardrails.detoxifiers.base import Detoxifier
 from protector_guardrails.errors import ConfigurationError
 from protector_guardrails.policy import Policy
@@ -44,16 +44,16 @@ class GuardComponent(BaseComponent):
         self,
         *,
         detector: str | HarmDetector = "embedded",
-        detoxifier: str | Detoxifier = "redact",
+        detoxifier: AnyDetoxifier = "redact",
         policy: Policy | Mapping[str, Any] | None = None,
         audit: AuditLog | str | PathLike[str] | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         # Before pydantic, which would make validation errors of these.
         check_detector(detector)
-        resolve_detoxifier(detoxifier)
+        kept = check_detoxifier(detoxifier)
         opened = AuditLog(**audit) if isinstance(audit, Mapping) else open_audit(audit)
-        settings = {"detector": detector, "detoxifier": detoxifier, "policy": policy, "audit": opened}
+        settings = {"detector": detector, "detoxifier": kept, "policy": policy, "audit": opened}
         super().__init__(**settings, **kwargs)
 
     @field_validator("policy", mode="before")

@@ -14,7 +14,7 @@ from llama_index.core.schema import QueryBundle
 
 from protector_guardrails.audit import AuditLog
 from protector_guardrails.detectors.base import HarmDetector
-from protector_guardrails.detoxifiers.base import Detoxifier
+from protector_guardrails.detoxifiers import AnyDetoxifier
 from protector_guardrails.errors import ConfigurationError
 from protector_guardrails.llama_index.engines import GuardedChatEngine, GuardedQueryEngine
 from protector_guardrails.llama_index.postprocessor import HarmResponsePostprocessor
@@ -27,7 +27,7 @@ def guard(
     target: Any,
     *,
     detector: str | HarmDetector = "embedded",
-    detoxifier: str | Detoxifier = "redact",
+    detoxifier: AnyDetoxifier = "redact",
     policy: Policy | Mapping[str, Any] | None = None,
     audit: AuditLog | str | PathLike[str] | None = None,
     query_str: str | None = None,
@@ -38,7 +38,7 @@ def guard(
     Args:
         target: What to guard; it is left as it is.
         detector: ``"embedded"`` or a :class:`~protector_guardrails.HarmDetector`.
-        detoxifier: ``"redact"``, ``"refuse"`` or a :class:`~protector_guardrails.Detoxifier`.
+        detoxifier: ``"redact"``, ``"refuse"``, a :class:`~protector_guardrails.Detoxifier`, or an LLM that rewrites.
         policy: Thresholds, actions and limits; a :class:`~protector_guardrails.Policy` or a dict of its fields.
         audit: Where outcomes are recorded: an :class:`~protector_guardrails.AuditLog` or the path of one.
         query_str: For a response: what was asked.

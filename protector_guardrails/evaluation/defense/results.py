@@ -271,5 +271,5 @@ class DefenseEvaluation(Part):
     benign: list[BenignCost]
     added_time: list[AddedTime]
     agreement: list[Agreement]
-    examples: list[DefenseExample] = []
-    notes: list[str] = []
+    examples: list[DefenseExample]
+    notes: list[str]
