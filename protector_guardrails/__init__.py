@@ -18,6 +18,7 @@ _HOMES = {
     "detectors.base": ("HarmDetector",),
     "detectors.embedded": ("EmbeddedDetector",),
     "detoxifiers.base": ("Detoxifier",),
+    "detoxifiers.chat_model": ("ChatModelDetoxifier",),
     "detoxifiers.redact": ("RedactDetoxifier",),
     "detoxifiers.refusal": ("RefusalDetoxifier",),
     "langchain.handler": ("AsyncProtectorCallbackHandler", "ProtectorCallbackHandler"),
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from protector_guardrails.detectors.base import HarmDetector as HarmDetector
     from protector_guardrails.detectors.embedded import EmbeddedDetector as EmbeddedDetector
     from protector_guardrails.detoxifiers.base import Detoxifier as Detoxifier
+    from protector_guardrails.detoxifiers.chat_model import ChatModelDetoxifier as ChatModelDetoxifier
     from protector_guardrails.detoxifiers.redact import RedactDetoxifier as RedactDetoxifier
     from protector_guardrails.detoxifiers.refusal import RefusalDetoxifier as RefusalDetoxifier
     from protector_guardrails.errors import AuditError as AuditError

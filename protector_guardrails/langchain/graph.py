@@ -13,7 +13,7 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 
 from protector_guardrails.audit import AuditLog
 from protector_guardrails.detectors.base import HarmDetector
-from protector_guardrails.detoxifiers.base import Detoxifier
+from protector_guardrails.detoxifiers import AnyDetoxifier
 from protector_guardrails.errors import ConfigurationError
 from protector_guardrails.langchain.guards import read_record
 from protector_guardrails.langchain.messages import METADATA_KEY, read_response
@@ -25,7 +25,7 @@ def protected_node(
     mllm: Runnable[LanguageModelInput, Any],
     *,
     detector: str | HarmDetector = "embedded",
-    detoxifier: str | Detoxifier = "redact",
+    detoxifier: AnyDetoxifier = "redact",
     policy: Policy | Mapping[str, Any] | None = None,
     audit: AuditLog | str | PathLike[str] | None = None,
     raw_callbacks: Sequence[BaseCallbackHandler] = (),

@@ -17,7 +17,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from protector_guardrails.audit import AuditLog
 from protector_guardrails.detectors.base import HarmDetector
-from protector_guardrails.detoxifiers.base import Detoxifier
+from protector_guardrails.detoxifiers import AnyDetoxifier
 from protector_guardrails.errors import ConfigurationError
 from protector_guardrails.llama_index.postprocessor import HarmResponsePostprocessor
 from protector_guardrails.llama_index.responses import Item, asked_with
@@ -39,7 +39,7 @@ class GuardedQueryEngine(BaseQueryEngine):
     Args:
         query_engine: The engine within; it is left as it is.
         detector: ``"embedded"`` or a :class:`~protector_guardrails.HarmDetector`.
-        detoxifier: ``"redact"``, ``"refuse"`` or a :class:`~protector_guardrails.Detoxifier`.
+        detoxifier: ``"redact"``, ``"refuse"``, a chat model, or a :class:`~protector_guardrails.Detoxifier`.
         policy: Thresholds, actions and limits; a :class:`~protector_guardrails.Policy` or a dict of its fields.
         audit: Where outcomes are recorded: an :class:`~protector_guardrails.AuditLog` or the path of one.
 
@@ -55,7 +55,7 @@ class GuardedQueryEngine(BaseQueryEngine):
         query_engine: BaseQueryEngine,
         *,
         detector: str | HarmDetector = "embedded",
-        detoxifier: str | Detoxifier = "redact",
+        detoxifier: AnyDetoxifier = "redact",
         policy: Policy | Mapping[str, Any] | None = None,
         audit: AuditLog | str | PathLike[str] | None = None,
     ) -> None:
@@ -132,7 +132,7 @@ class GuardedChatEngine(BaseChatEngine):
     Args:
         chat_engine: The engine within; its memory is used, it is otherwise left as it is.
         detector: ``"embedded"`` or a :class:`~protector_guardrails.HarmDetector`.
-        detoxifier: ``"redact"``, ``"refuse"`` or a :class:`~protector_guardrails.Detoxifier`.
+        detoxifier: ``"redact"``, ``"refuse"``, a chat model, or a :class:`~protector_guardrails.Detoxifier`.
         policy: Thresholds, actions and limits; a :class:`~protector_guardrails.Policy` or a dict of its fields.
         audit: Where outcomes are recorded: an :class:`~protector_guardrails.AuditLog` or the path of one.
 
@@ -148,7 +148,7 @@ class GuardedChatEngine(BaseChatEngine):
         chat_engine: BaseChatEngine,
         *,
         detector: str | HarmDetector = "embedded",
-        detoxifier: str | Detoxifier = "redact",
+        detoxifier: AnyDetoxifier = "redact",
         policy: Policy | Mapping[str, Any] | None = None,
         audit: AuditLog | str | PathLike[str] | None = None,
     ) -> None:

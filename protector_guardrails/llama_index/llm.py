@@ -71,7 +71,7 @@ class GuardedLLM(GuardComponent, LLM):
         llm: The LLM. It is left as it is; its callback manager, prompts, parsers and program
             mode are used outside from now on.
         detector: ``"embedded"`` or a :class:`~protector_guardrails.HarmDetector`.
-        detoxifier: ``"redact"``, ``"refuse"`` or a :class:`~protector_guardrails.Detoxifier`.
+        detoxifier: ``"redact"``, ``"refuse"``, a chat model, or a :class:`~protector_guardrails.Detoxifier`.
         policy: Thresholds, actions, limits, and whether streams are held back in full
             (the default) or judged in windows.
         audit: Where outcomes are recorded: an :class:`~protector_guardrails.AuditLog` or the path of one.

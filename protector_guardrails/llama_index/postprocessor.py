@@ -10,7 +10,7 @@ from llama_index.core.schema import QueryBundle
 
 from protector_guardrails.audit import AuditLog
 from protector_guardrails.detectors.base import HarmDetector
-from protector_guardrails.detoxifiers.base import Detoxifier
+from protector_guardrails.detoxifiers import AnyDetoxifier
 from protector_guardrails.errors import HarmfulResponseError
 from protector_guardrails.llama_index.component import GuardComponent
 from protector_guardrails.llama_index.events import tell
@@ -40,7 +40,7 @@ class HarmResponsePostprocessor(GuardComponent):
 
     Args:
         detector: ``"embedded"`` or a :class:`~protector_guardrails.HarmDetector`.
-        detoxifier: ``"redact"``, ``"refuse"`` or a :class:`~protector_guardrails.Detoxifier`.
+        detoxifier: ``"redact"``, ``"refuse"``, a chat model, or a :class:`~protector_guardrails.Detoxifier`.
         policy: Thresholds, actions and limits; a :class:`~protector_guardrails.Policy` or a dict of its fields.
         audit: Where outcomes are recorded: an :class:`~protector_guardrails.AuditLog` or the path of one.
 
@@ -60,7 +60,7 @@ class HarmResponsePostprocessor(GuardComponent):
         self,
         *,
         detector: str | HarmDetector = "embedded",
-        detoxifier: str | Detoxifier = "redact",
+        detoxifier: AnyDetoxifier = "redact",
         policy: Policy | Mapping[str, Any] | None = None,
         audit: AuditLog | str | PathLike[str] | Mapping[str, Any] | None = None,
         **kwargs: Any,

@@ -15,7 +15,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from protector_guardrails.audit import AuditLog
 from protector_guardrails.detectors.base import HarmDetector
-from protector_guardrails.detoxifiers.base import Detoxifier
+from protector_guardrails.detoxifiers import AnyDetoxifier
 from protector_guardrails.errors import ConfigurationError
 from protector_guardrails.llama_index.postprocessor import HarmResponsePostprocessor
 from protector_guardrails.llama_index.responses import AnswerItem, Item, asked_with
@@ -38,7 +38,7 @@ class GuardedSynthesizer(BaseSynthesizer):
     Args:
         synthesizer: The synthesizer within.
         detector: ``"embedded"`` or a :class:`~protector_guardrails.HarmDetector`.
-        detoxifier: ``"redact"``, ``"refuse"`` or a :class:`~protector_guardrails.Detoxifier`.
+        detoxifier: ``"redact"``, ``"refuse"``, a chat model, or a :class:`~protector_guardrails.Detoxifier`.
         policy: Thresholds, actions and limits; a :class:`~protector_guardrails.Policy` or a dict of its fields.
         audit: Where outcomes are recorded: an :class:`~protector_guardrails.AuditLog` or the path of one.
 
@@ -54,7 +54,7 @@ class GuardedSynthesizer(BaseSynthesizer):
         synthesizer: BaseSynthesizer,
         *,
         detector: str | HarmDetector = "embedded",
-        detoxifier: str | Detoxifier = "redact",
+        detoxifier: AnyDetoxifier = "redact",
         policy: Policy | Mapping[str, Any] | None = None,
         audit: AuditLog | str | PathLike[str] | None = None,
     ) -> None:
