@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from protector_guardrails import __version__
-from protector_guardrails.commands import audit, evaluate, models, train
+from protector_guardrails.commands import audit, data, evaluate, models, train
 from protector_guardrails.commands.check import check
 from protector_guardrails.commands.demo import demo
 from protector_guardrails.commands.score import score
@@ -27,6 +27,7 @@ app.command()(check)
 app.command()(score)
 app.command()(demo)
 app.add_typer(audit.app, name="audit")
+app.add_typer(data.app, name="data")
 app.add_typer(evaluate.app, name="evaluate")
 app.command()(tune_threshold)
 app.add_typer(models.app, name="models")
@@ -40,7 +41,7 @@ def protector(
 ) -> None:
     """Judge what multimodal models answer: a harm detector and a detoxifier on your own machine.
 
-    Exit status: 0 done, 1 done but not for every line (score, evaluate) or harmful (check
+    Exit status: 0 done, 1 done but not for every line (score, evaluate, data) or harmful (check
     --exit-code), 2 could not be done, 130 interrupted.
     """
     if version:

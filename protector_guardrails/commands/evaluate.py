@@ -1,4 +1,4 @@
-"""``protector evaluate``: how good a detector is, with intervals. Needs the extra ``evaluate``."""
+"""``protector evaluate``: how good a detector or a guard is, with intervals. Needs the extra ``evaluate``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from typing import Annotated
 
 import typer
 
+from protector_guardrails.commands.defense import defense
+from protector_guardrails.commands.pages import write_pages
+from protector_guardrails.commands.report import report as report_again
+from protector_guardrails.commands.rewrites import detoxifier
 from protector_guardrails.errors import ConfigurationError
 
-app = typer.Typer(help="Measure how good a detector is (extra: evaluate).", rich_markup_mode=None)
+app = typer.Typer(help="Measure how good a detector or a whole guard is (extra: evaluate).", rich_markup_mode=None)
 
 Data = Annotated[
     list[str],
@@ -30,7 +34,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no tab
 
 @app.callback(invoke_without_command=True)
 def evaluate(context: typer.Context) -> None:
-    """Measure how good a detector is (extra: evaluate)."""
+    """Measure how good a detector or a whole guard is (extra: evaluate)."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -47,7 +51,7 @@ def detector(  # noqa: PLR0917 - options of the command line
         ),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(metavar="DIR", file_okay=False, help="Folder for results.json and the scores.")
+        Path | None, typer.Option(metavar="DIR", file_okay=False, help="Folder for results.json, pages and scores.")
     ] = None,
     threshold: Annotated[float, typer.Option(help="Score from which it is harmful, 0 to 1.")] = 0.5,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling.")] = 13,
@@ -102,9 +106,14 @@ def detector(  # noqa: PLR0917 - options of the command line
 
         show(evaluation, Console(highlight=False))
     if report is not None:
-        typer.echo(f"written: {report / RESULTS}")
+        typer.echo(f"written: {report / RESULTS}{write_pages(evaluation, report)}")
     if any(result.failures for result in evaluation.detectors):
         raise typer.Exit(1)
+
+
+app.command()(defense)
+app.command()(detoxifier)
+app.command("report")(report_again)
 
 
 def check_threshold(threshold: float) -> None:

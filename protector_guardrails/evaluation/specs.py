@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from protector_guardrails.detectors import resolve_detector
 from protector_guardrails.detectors.base import HarmDetector
 from protector_guardrails.errors import ConfigurationError
+from protector_guardrails.evaluation.importing import import_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +55,7 @@ def load_detector(spec: str) -> NamedDetector:
     """
     if ":" not in spec:
         return named(spec, resolve_detector(_known(spec)))
-    module_name, _, attribute = spec.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)  # an installed command does not look there by itself
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigurationError(f"detector {spec!r} cannot be imported: {error}") from error
+    found = import_object(spec, what="detector")
     if not isinstance(found, HarmDetector):
         if not callable(found):
             raise ConfigurationError(f"detector {spec!r} is {type(found).__name__}, not a HarmDetector")

@@ -10,6 +10,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
+from pydantic import Field, JsonValue
+
 from protector_guardrails.evaluation.results import Estimate, Failure, Number, Part, Share
 
 Arm = Literal["none", "detector", "detoxifier"]
@@ -223,6 +225,8 @@ class DefenseRun(Part):
         detector_weights: File name to sha256.
         detoxifier: Name of the guard's detoxifier.
         threshold: From which a score is called harmful.
+        policy: The guard's policy, but for what is done on harm, in which the arms differ.
+        failures: How often the guard's detector or detoxifier failed, and in which way; the policy says what left then.
         limit: Only so many cases of each benchmark, or None.
         seed: Of anything drawn at random.
         masked: Whether the examples are.
@@ -238,6 +242,8 @@ class DefenseRun(Part):
     detector_weights: dict[str, str]
     detoxifier: str
     threshold: Share
+    policy: dict[str, JsonValue] = Field(default_factory=dict)
+    failures: list[Failure] = Field(default_factory=list)
     limit: int | None
     seed: int
     masked: bool
