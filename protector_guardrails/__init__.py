@@ -17,6 +17,7 @@ _HOMES = {
     "protector": ("Protector",),
     "detectors.base": ("HarmDetector",),
     "detectors.embedded": ("EmbeddedDetector",),
+    "detectors.transformers": ("TransformersDetector",),
     "detoxifiers.base": ("Detoxifier",),
     "detoxifiers.chat_model": ("ChatModelDetoxifier",),
     "detoxifiers.redact": ("RedactDetoxifier",),
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from protector_guardrails.audit import AuditLog as AuditLog
     from protector_guardrails.detectors.base import HarmDetector as HarmDetector
     from protector_guardrails.detectors.embedded import EmbeddedDetector as EmbeddedDetector
+    from protector_guardrails.detectors.transformers import TransformersDetector as TransformersDetector
     from protector_guardrails.detoxifiers.base import Detoxifier as Detoxifier
     from protector_guardrails.detoxifiers.chat_model import ChatModelDetoxifier as ChatModelDetoxifier
     from protector_guardrails.detoxifiers.redact import RedactDetoxifier as RedactDetoxifier

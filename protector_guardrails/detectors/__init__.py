@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from protector_guardrails.detectors.base import HarmDetector
 from protector_guardrails.errors import ConfigurationError
+from protector_guardrails.models.presets import PRESETS
 
 __all__ = ["HarmDetector", "check_detector", "resolve_detector"]
+
+_PRESETS = tuple(name for name, preset in PRESETS.items() if preset.kind == "detector")
+_KNOWN = ", ".join(repr(name) for name in ("embedded", *_PRESETS))
 
 
 def resolve_detector(detector: str | HarmDetector) -> HarmDetector:
@@ -22,7 +26,11 @@ def resolve_detector(detector: str | HarmDetector) -> HarmDetector:
         from protector_guardrails.detectors.embedded import EmbeddedDetector
 
         return EmbeddedDetector.shared()
-    raise ConfigurationError(f"unknown detector {detector!r}: use 'embedded', or an instance of HarmDetector")
+    if detector in _PRESETS:
+        from protector_guardrails.detectors.transformers import TransformersDetector
+
+        return TransformersDetector.shared(detector)
+    raise ConfigurationError(f"unknown detector {detector!r}: use {_KNOWN}, or an instance of HarmDetector")
 
 
 def check_detector(detector: object) -> None:
@@ -31,8 +39,8 @@ def check_detector(detector: object) -> None:
     Raises:
         ConfigurationError: If it is neither a known name nor a :class:`HarmDetector`.
     """
-    if isinstance(detector, HarmDetector) or detector == "embedded":  # which is loaded when first used
+    if isinstance(detector, HarmDetector) or detector in ("embedded", *_PRESETS):  # loaded when first used
         return
     if isinstance(detector, str):
         resolve_detector(detector)
-    raise ConfigurationError(f"detector is a {type(detector).__name__}: use 'embedded', or an instance of HarmDetector")
+    raise ConfigurationError(f"detector is a {type(detector).__name__}: use {_KNOWN}, or an instance of HarmDetector")

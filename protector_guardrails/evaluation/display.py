@@ -133,9 +133,11 @@ def _show_published(evaluation: DetectorEvaluation, console: Console) -> None:
         table.add_section()
         for detector in evaluation.detectors:
             own = next((part for part in detector.slices if part.by == "data" and part.value == data.name), None)
-            measured = (own or detector.overall).decisions[0].f1
+            if own is None and len(evaluation.data) == 1:
+                own = detector.overall  # a set with too few answers for a slice of its own
+            measured = _cell(own.decisions[0].f1) if own else "–"
             where = f"measured here at {evaluation.run.threshold:g}"
-            table.add_row(_text(data.name), _text(detector.spec), _cell(measured), where)
+            table.add_row(_text(data.name), _text(detector.spec), measured, where)
         for figure in figures:
             source = f"{figure.url}, {figure.note}"
             table.add_row(_text(data.name), figure.detector, f"{figure.value:.3f}", source)

@@ -13,6 +13,7 @@ from protector_guardrails.detectors import resolve_detector
 from protector_guardrails.detectors.base import HarmDetector
 from protector_guardrails.errors import ConfigurationError
 from protector_guardrails.evaluation.importing import import_object
+from protector_guardrails.models.presets import PRESETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,9 @@ class NamedDetector:
 
         A detector that keeps its weights elsewhere should tell them, see :func:`weights_of`.
         """
-        parts = [self.spec, self.detector.name, dict(sorted(self.weights.items())), _source(type(self.detector))]
+        settings = dict(getattr(self.detector, "settings", {}))
+        source = _source(type(self.detector))
+        parts = [self.spec, self.detector.name, dict(sorted(self.weights.items())), settings, source]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -79,7 +82,7 @@ def weights_of(detector: HarmDetector) -> dict[str, str]:
 
 
 def _known(spec: str) -> str:
-    if spec != "embedded":
+    if spec != "embedded" and spec not in PRESETS:
         raise ConfigurationError(
             f"unknown detector {spec!r}: use 'embedded', or package.module:object of a HarmDetector"
         )

@@ -25,7 +25,7 @@ HTML, MARKDOWN = "report.html", "report.md"
 _RESULTS: TypeAdapter[DetectorEvaluation | DefenseEvaluation] = TypeAdapter(
     Annotated[DetectorEvaluation | DefenseEvaluation, Field(discriminator="schema_version")]
 )
-_NEEDED = (("jinja2", "evaluate"), ("matplotlib", "plots"))
+_NEEDED = (("jinja2", "evaluate"), ("matplotlib", "evaluate"))
 
 
 def write_reports(evaluation: DetectorEvaluation | DefenseEvaluation, folder: Path) -> list[Path]:

@@ -130,7 +130,7 @@ def test_the_command_renders_again(evaluation, tmp_path):
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
 
 
-@pytest.mark.parametrize(("module", "extra"), [("jinja2", "evaluate"), ("matplotlib", "plots")])
+@pytest.mark.parametrize(("module", "extra"), [("jinja2", "evaluate"), ("matplotlib", "evaluate")])
 def test_a_missing_extra_is_named_before_anything_is_written(module, extra, monkeypatch, tmp_path):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == module else find(name, *rest))
