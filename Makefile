@@ -12,7 +12,7 @@ QUIETLY = >>$(LOG) 2>&1 || { cat $(LOG) >&2; exit 1; }
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format typecheck docs bench clean
+.PHONY: help demo test lint format typecheck docs notebooks bench clean
 
 help:  ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ typecheck: $(VENV)/.installed-dev  ## Check types
 
 docs: $(VENV)/.installed-docs  ## Build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+notebooks: $(VENV)/.installed-dev  ## Run the notebooks and write their outputs back
+	@$(BIN)/python notebooks/execute.py
 
 bench: $(VENV)/.installed-dev  ## Measure speed
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
