@@ -10,6 +10,7 @@ Like the decision, this is written once, as a generator without any waiting of i
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
@@ -116,7 +117,8 @@ def guard_stream(protector: Protector, pieces: Iterator[Piece], source: Source) 
         pieces: A generator, so that it can be closed.
         source: What is known of the stream.
     """
-    flow = _flow(protector, source)
+    so_far = _SoFar(source.asked)
+    flow = _flow(protector, source, so_far)
     asker = protector.asker
     with closing(pieces):  # type: ignore[type-var]
         try:
@@ -140,7 +142,13 @@ def guard_stream(protector: Protector, pieces: Iterator[Piece], source: Source) 
                 step = flow.send(answer)
         except StopIteration as done:
             end: StreamEnd = done.value
-    _observe(protector, end)
+        except BaseException as error:  # the reader left, or the model failed
+            if (outcome := so_far.outcome(error)) is not None:
+                protector.recorded([outcome])
+                _observe(protector, outcome)
+            raise
+    if not end.handed_on:
+        _observe(protector, end.outcome)
     yield end
 
 
@@ -148,7 +156,8 @@ async def aguard_stream(
     protector: Protector, pieces: AsyncIterator[Piece], source: Source
 ) -> AsyncIterator[Passage | StreamEnd]:
     """Like :func:`guard_stream`, without blocking the event loop."""
-    flow = _flow(protector, source)
+    so_far = _SoFar(source.asked)
+    flow = _flow(protector, source, so_far)
     asker = protector.asker
     async with aclosing(pieces):  # type: ignore[type-var]
         try:
@@ -173,17 +182,61 @@ async def aguard_stream(
                 step = flow.send(answer)
         except StopIteration as done:
             end: StreamEnd = done.value
-    _observe(protector, end)
+        except BaseException as error:  # the reader left, or the model failed
+            if (outcome := so_far.outcome(error)) is not None:
+                _observe(protector, outcome)
+                await protector.arecorded([outcome])
+            raise
+    if not end.handed_on:
+        _observe(protector, end.outcome)
     yield end
 
 
-def _observe(protector: Protector, end: StreamEnd) -> None:
-    if not end.handed_on:
-        with guarding(detector=protector.detector.name, exchanges=[end.outcome.exchange]) as observed:
-            observed.settle([end.outcome], elapsed_ms=end.outcome.elapsed_ms)
+def _observe(protector: Protector, outcome: Outcome) -> None:
+    with guarding(detector=protector.detector.name, exchanges=[outcome.exchange]) as observed:
+        observed.settle([outcome], elapsed_ms=outcome.elapsed_ms)
 
 
-def _flow(protector: Protector, source: Source) -> _Flow:
+@dataclass(slots=True)
+class _SoFar:
+    """What must be on record if a stream ends before its end: whoever hangs up does not stay out of the log.
+
+    Attributes:
+        asked: The question.
+        left: What the reader has got, at most.
+        judged: What the detector said of the last window; None if nothing was judged here.
+        spent: Seconds that judging took.
+        recorded: Whether the outcome of the stream is on record.
+    """
+
+    asked: Exchange
+    left: str = ""
+    judged: Verdict | ProtectorError | None = None
+    spent: float = 0.0
+    recorded: bool = False
+
+    def note(self, judged: Verdict | ProtectorError, left: str, spent: float) -> None:
+        """Keep what is so now."""
+        self.judged, self.left, self.spent = judged, left, spent
+
+    def outcome(self, error: BaseException) -> Outcome | None:
+        """What became of the part that left; None if nothing was judged here, or all of it is on record."""
+        if self.recorded or self.judged is None or not self.left:
+            return None
+        verdict = None if isinstance(self.judged, ProtectorError) else self.judged
+        abandoned = isinstance(error, GeneratorExit | asyncio.CancelledError)
+        cause = "the reader left" if abandoned else f"{type(error).__name__} was raised"
+        return Outcome(
+            exchange=replace(self.asked, response=self.left),
+            text=self.left,
+            action="flag" if verdict and verdict.harmful else "pass",
+            verdict=verdict,
+            error=f"{cause} before the end of the stream",
+            elapsed_ms=self.spent * 1000,
+        )
+
+
+def _flow(protector: Protector, source: Source, so_far: _SoFar) -> _Flow:
     policy = protector.policy
     held, spent = _Held(policy, in_windows=policy.streaming == "window" and source.judged_before is None), 0.0
     flagged: Verdict | None = None
@@ -197,13 +250,17 @@ def _flow(protector: Protector, source: Source) -> _Flow:
             judged, spent = yield from _judge(protector, held, source.asked, spent)
             stopped, flagged = _weigh(judged, flagged, policy, source)
             if stopped is None:
-                yield held.let_go_all()
+                passages = held.let_go_all()
+                so_far.note(flagged or judged, held.left, spent)
+                yield passages
         held.add(piece)
         if stopped is None and held.is_due:
             judged, spent = yield from _judge(protector, held, source.asked, spent)
             stopped, flagged = _weigh(judged, flagged, policy, source)
             if stopped is None:
-                yield held.let_go(held.cut())
+                passages = held.let_go(held.cut())
+                so_far.note(flagged or judged, held.left, spent)
+                yield passages
     yield _Signal.STOP
     exchange = source.whole()
     known = stopped or source.verdict_on(exchange)
@@ -223,6 +280,7 @@ def _flow(protector: Protector, source: Source) -> _Flow:
     end = replace(end, outcome=replace(end.outcome, elapsed_ms=spent * 1000))
     if end.handed_on:
         return end
+    so_far.recorded = True
     recorded = yield end.outcome
     if recorded.error and not end.outcome.error:  # it could not be recorded, and has to be
         refused = replace(end, outcome=recorded)

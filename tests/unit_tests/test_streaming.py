@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protector_guardrails import Detoxifier, Exchange, HarmDetector, Policy, Protector, Verdict
+from protector_guardrails import AuditLog, Detoxifier, Exchange, HarmDetector, Policy, Protector, Verdict
 from protector_guardrails.cuts import last_cut, leaves_in_code
 from protector_guardrails.streaming import Passage, Piece, Source, StreamEnd, aguard_stream, guard_stream
 
@@ -259,6 +261,61 @@ def test_a_reader_who_leaves_stops_the_writer(is_async):
         stream.close()
     assert upstream.closed
     assert len(upstream.sent) < 100
+
+
+@pytest.mark.parametrize(
+    ("how", "is_async"),
+    [
+        ("leaves", False),
+        ("leaves", True),
+        ("is cancelled", True),
+        ("loses the writer", False),
+        ("loses the writer", True),
+    ],
+)
+def test_what_left_before_a_broken_end_is_on_record(tmp_path, is_async, how):
+    """Whoever hangs up does not stay out of the audit log."""
+    upstream = Upstream(
+        texts(*[f"word{i} " for i in range(100)]), fails_after=60 if how == "loses the writer" else None
+    )
+    source = Source(asked=Exchange(response="", question="Why?"), whole=upstream.whole)
+    audit = AuditLog(tmp_path / "audit.jsonl", texts=True)
+    protector = Protector(Marked(), policy=WINDOW, audit=audit)
+    got = []
+
+    async def read():
+        stream = aguard_stream(protector, aiter(upstream), source)
+        async for step in stream:
+            got.append(step)
+            if how == "leaves":
+                break
+            if how == "is cancelled" and len(got) == 3:
+                asyncio.current_task().cancel()
+        await stream.aclose()
+
+    with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+        if is_async:
+            asyncio.run(read())
+        else:
+            with contextlib.closing(guard_stream(protector, iter(upstream), source)) as stream:
+                for step in stream:
+                    got.append(step)
+                    if how == "leaves":
+                        break
+    audit.close()
+    [record] = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert record["action"] == "pass"
+    expected = "ConnectionError was raised" if how == "loses the writer" else "the reader left"
+    assert record["error"] == f"{expected} before the end of the stream"
+    assert said(got) and record["response"].startswith(said(got))
+
+
+@both
+def test_a_stream_that_ends_is_on_record_once(tmp_path, is_async):
+    audit = AuditLog(tmp_path / "audit.jsonl")
+    run(Protector(Marked(), policy=WINDOW, audit=audit), Upstream(texts("word " * 30)), is_async=is_async)
+    audit.close()
+    assert len((tmp_path / "audit.jsonl").read_text(encoding="utf-8").splitlines()) == 1
 
 
 def test_flag_lets_everything_through_and_says_so():

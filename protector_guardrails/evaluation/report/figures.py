@@ -105,7 +105,7 @@ def out_of(estimate: Estimate, of: int) -> str:
     """A share of so many, in words that need no calculator: "9 in 10", "1 in 200", "7 of 9".
 
     >>> out_of(Estimate(value=0.005), 2000)
-    'about 1 in 200'
+    '1 in 200'
     """
     value = estimate.value
     if value is None:
