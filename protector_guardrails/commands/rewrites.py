@@ -35,9 +35,9 @@ def detoxifier(  # noqa: PLR0917 - options of the command line
     from protector_guardrails.commands.evaluate import counting
     from protector_guardrails.detectors import resolve_detector
     from protector_guardrails.evaluation.data import open_data
+    from protector_guardrails.evaluation.defense.arms import load_detoxifier
     from protector_guardrails.evaluation.rewrites import evaluate_detoxifier
     from protector_guardrails.evaluation.run import RESULTS, require_extra, write_whole
-    from protector_guardrails.evaluation.defense.arms import load_detoxifier
 
     require_extra("evaluating a detoxifier")
     if texts and report is None:

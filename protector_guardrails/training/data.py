@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 _SPEAKER_PREFIX = re.compile(r"^(assistant|### assistant|bot)\s*:\s*", re.IGNORECASE)
 
@@ -109,9 +109,18 @@ def _fraction(text: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def split_by_question(
-    rows: Iterable[LabelledExchange], *, held_out: float, seed: int
-) -> tuple[list[LabelledExchange], list[LabelledExchange]]:
+class Grouped(Protocol):
+    """Something about a question."""
+
+    @property
+    def group(self) -> str:
+        """The same for everything about the same question."""
+
+
+_Row = TypeVar("_Row", bound=Grouped)
+
+
+def split_by_question(rows: Iterable[_Row], *, held_out: float, seed: int) -> tuple[list[_Row], list[_Row]]:
     """Split rows so that no question occurs on both sides.
 
     The side of a question depends on the question and the seed alone, so adding
@@ -125,8 +134,8 @@ def split_by_question(
     Returns:
         The rows to train on and the rows held out.
     """
-    train: list[LabelledExchange] = []
-    held: list[LabelledExchange] = []
+    train: list[_Row] = []
+    held: list[_Row] = []
     for row in rows:
         (held if _fraction(row.group, seed) < held_out else train).append(row)
     return train, held

@@ -116,6 +116,7 @@ def select_pairs(
     answers_per_question: int,
     same_beginning: int,
     refusals: float,
+    distinct: bool = True,
     harmful: Callable[[Sequence[DetoxPair]], Sequence[bool]] | None = None,
 ) -> tuple[list[DetoxPair], Counter[str]]:
     """Leave out what would teach nothing, or the wrong thing.
@@ -128,6 +129,7 @@ def select_pairs(
         answers_per_question: Targets for the same question.
         same_beginning: Targets that begin with the same six words.
         refusals: Largest share of targets that refuse, in [0, 1]: one refusal learnt by heart fits every question.
+        distinct: Whether a target that occurred before is left out.
         harmful: Says of which pairs the target is harmful itself; None: nobody looks.
 
     Returns:
@@ -147,7 +149,7 @@ def select_pairs(
         beginning, question = " ".join(words[:6]), normalise(pair.question) or normalise(pair.harmful)[:200]
         if not min_words <= len(words) <= 2 * max_words:
             left_out["too short or too long"] += 1
-        elif " ".join(words) in seen:
+        elif distinct and " ".join(words) in seen:
             left_out["the same text again"] += 1
         elif beginnings[beginning] >= same_beginning:
             left_out["the same beginning again"] += 1

@@ -1,51 +1,56 @@
 """Fine-tuning a language model that detoxifies, with LoRA.
 
 The loss is the language model's on what should be written, and on nothing else, as in the
-paper (arXiv 2401.02906, section 3.3). ``transformers.Trainer`` does the work; checkpoints hold the adapter
-only. This file adds the prompt, which is the one used at inference, and batches of like length.
+paper (arXiv 2401.02906, section 3.3). The prompt is the one used at inference.
 """
 
 from __future__ import annotations
 
-import json
 import random
-import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from pydantic import BaseModel, ConfigDict, Field
-from torch.utils.data import Dataset, SequentialSampler
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from peft import PeftModel
+from pydantic import Field
+from torch.utils.data import Dataset
+from transformers import AutoModelForCausalLM
 
 from protector_guardrails.detoxifiers.prompting import TEMPLATES, PromptTemplate, encode_prompt, encode_target
-from protector_guardrails.training.detector import prefers_bf16
+from protector_guardrails.training.adapters import detox_pairs, read_labelled
+from protector_guardrails.training.curves import draw_curves
+from protector_guardrails.training.detox_card import detoxifier_card
 from protector_guardrails.training.detox_data import (
     DetoxPair,
     read_good_answers,
-    read_pairs,
     select_pairs,
     with_foreign_answers,
 )
-
-ADAPTER = "adapter"
-"""Folder of the finished adapter within the run's."""
+from protector_guardrails.training.runs import (
+    ADAPTER,
+    PlannedTrainer,
+    bucketed,
+    callbacks,
+    find_base,
+    prepared,
+    run,
+    save_adapter,
+    training_arguments,
+    with_lora,
+    write_json,
+)
+from protector_guardrails.training.settings import Files, LoraSettings
 
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-class DetoxifierTrainingConfig(BaseModel):
-    """Everything that decides what a training run gives, stored beside its result."""
+class DetoxifierTrainingConfig(LoraSettings):
+    """The recipe; the defaults are those of the small embedded detoxifier."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    train: tuple[Path, ...]
-    """Files of pairs: question, harmful answer, harmless answer."""
-    answers: tuple[Path, ...] = ()
+    answers: Files = ()
     """Files of exchanges; good answers of ``answer_sources`` are learnt beside harmful answers to other questions."""
     answer_sources: tuple[str, ...] = ("caia_safety",)
     output: Path = Path("runs/detoxifier")
@@ -55,13 +60,11 @@ class DetoxifierTrainingConfig(BaseModel):
     lora_rank: int = Field(8, ge=1)
     lora_alpha: int = Field(16, ge=1)
     lora_dropout: float = Field(0.05, ge=0, lt=1)
-    lora_targets: tuple[str, ...] = (*_ATTENTION, *_MLP)
+    lora_targets: tuple[str, ...] = Field((*_ATTENTION, *_MLP), min_length=1)
     epochs: int = Field(1, ge=1)
-    batch_size: int = Field(8, ge=1)
     learning_rate: float = Field(5e-4, gt=0)
+    schedule: Literal["linear", "cosine"] = "cosine"
     warmup_ratio: float = Field(0.05, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    seed: int = 13
     held_out: float = Field(0.03, ge=0, lt=1)
     """Share of the pairs kept for the loss that is reported."""
     drop_question: float = Field(0.05, ge=0, le=1)
@@ -69,21 +72,22 @@ class DetoxifierTrainingConfig(BaseModel):
     max_prompt_tokens: int = Field(160, ge=32)
     max_target_tokens: int = Field(128, ge=8)
     min_words: int = Field(8, ge=0)
+    """Shorter targets are left out."""
     max_words: int = Field(80, ge=1)
+    """Longer targets are shortened to whole sentences."""
     answers_per_question: int = Field(3, ge=1)
     same_beginning: int = Field(8, ge=1)
+    """Most targets that begin with the same six words."""
     refusals: float = Field(0.12, ge=0, le=1)
-    repeats: dict[str, int] = {}
+    """Largest share of targets that refuse."""
+    distinct_targets: bool = True
+    """Leave out a target that occurred before."""
+    judged_targets: bool = True
+    """Leave out targets that the embedded detector finds harmful."""
+    repeats: dict[str, int] = Field(default_factory=dict)
     """Sources whose pairs are shown several times in an epoch."""
-    source_caps: dict[str, int] = {}
+    source_caps: dict[str, int] = Field(default_factory=dict)
     """Most pairs of a source."""
-    save_steps: int = Field(100, ge=1)
-    limit: int | None = None
-    """Use only so many pairs of every file: for trying the recipe out."""
-    bf16: bool | None = None
-    """bfloat16 autocast; None: where the hardware is faster with it."""
-    threads: int | None = None
-    """CPU threads; None: PyTorch's own choice."""
 
 
 class PlannedPairs(Dataset[dict[str, Any]]):
@@ -97,7 +101,7 @@ class PlannedPairs(Dataset[dict[str, Any]]):
             rng = random.Random(f"{config.seed}:{epoch}")
             shown = [pair for pair in pairs for _ in range(config.repeats.get(pair.source, 1))]
             encoded = [_encoded(pair, tokenizer, template, config, rng) for pair in shown]
-            self.items += _bucketed(encoded, config.batch_size, rng)
+            self.items += bucketed(encoded, config.batch_size, rng, length=lambda item: sum(map(len, item.values())))
 
     def __len__(self) -> int:
         return len(self.items)
@@ -120,17 +124,6 @@ def _encoded(
     }
 
 
-def _bucketed(items: list[dict[str, list[int]]], batch_size: int, rng: random.Random) -> list[dict[str, list[int]]]:
-    """Full batches of like length, in random order."""
-    rng.shuffle(items)
-    batches = []
-    for start in range(0, len(items), batch_size * 50):
-        block = sorted(items[start : start + batch_size * 50], key=lambda item: sum(map(len, item.values())))
-        batches += [block[i : i + batch_size] for i in range(0, len(block) - batch_size + 1, batch_size)]
-    rng.shuffle(batches)
-    return [item for batch in batches for item in batch] or items
-
-
 def collate(items: Sequence[dict[str, list[int]]], *, pad: int) -> dict[str, torch.Tensor]:
     """A batch padded on the left, as in generation; ``labels`` are those of the last positions only.
 
@@ -149,12 +142,8 @@ def collate(items: Sequence[dict[str, list[int]]], *, pad: int) -> dict[str, tor
     }
 
 
-class TargetTrainer(Trainer):
-    """A Trainer that keeps the planned order and computes logits where something is to be learnt only."""
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
-        return SequentialSampler(dataset)
+class TargetTrainer(PlannedTrainer):
+    """Computes logits where something is to be learnt only."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -168,15 +157,26 @@ class TargetTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def chosen_pairs(config: DetoxifierTrainingConfig) -> tuple[list[DetoxPair], Counter[str]]:
+def chosen_pairs(
+    config: DetoxifierTrainingConfig, *, tell: Callable[[str], None] = lambda _: None
+) -> tuple[list[DetoxPair], Counter[str]]:
     """The pairs of a run, and how many were left out for what reason.
 
-    Targets that the embedded detector finds harmful are left out.
+    Args:
+        config: The recipe.
+        tell: Is told, in sentences, what was read.
 
     Raises:
         ValueError: If a file is malformed, or nothing is left.
     """
-    pairs = [pair for path in config.train for pair in read_pairs(path)[: config.limit]]
+    pairs: list[DetoxPair] = []
+    nothing_to_learn: Counter[str] = Counter()
+    for path in config.train:
+        records, form = read_labelled(path, form=config.format, columns=config.columns)
+        tell(f"{path}: {len(records)} records in the form {form}")
+        found, without = detox_pairs(records[: config.limit])
+        pairs += found
+        nothing_to_learn.update(without)
     answers = [
         pair
         for path in config.answers
@@ -192,8 +192,10 @@ def chosen_pairs(config: DetoxifierTrainingConfig) -> tuple[list[DetoxPair], Cou
         answers_per_question=config.answers_per_question,
         same_beginning=config.same_beginning,
         refusals=config.refusals,
-        harmful=_found_harmful,
+        distinct=config.distinct_targets,
+        harmful=_found_harmful if config.judged_targets else None,
     )
+    left_out.update(nothing_to_learn)
     counts: Counter[str] = Counter()
     kept = []
     for pair in chosen:
@@ -207,98 +209,82 @@ def chosen_pairs(config: DetoxifierTrainingConfig) -> tuple[list[DetoxPair], Cou
     return kept, left_out
 
 
-def train_detoxifier(config: DetoxifierTrainingConfig, *, base: Path, resume: bool = False) -> Path:
+def train_detoxifier(
+    config: DetoxifierTrainingConfig,
+    *,
+    base: str | Path,
+    resume: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Path:
     """Fine-tune a detoxifier; returns the folder with the adapter, its template, and the run's figures.
 
     Args:
         config: The recipe.
-        base: Folder of a causal language model with safetensors and tokenizer.
+        base: Folder or hub repository of a causal language model with safetensors and tokenizer.
         resume: Go on from the newest checkpoint in ``config.output``; without it the checkpoints
             of an earlier run there are deleted.
+        tell: Is told, in sentences, what was read.
 
     Raises:
         ValueError: If a file is malformed, or nothing is left to train on.
+        ConfigurationError: If the memory does not suffice.
+        WeightsError: If the base cannot be had, or has no tokenizer.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    config.output.mkdir(parents=True, exist_ok=True)
-    (config.output / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
     template = TEMPLATES[config.template]
-    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
-    pairs, left_out = chosen_pairs(config)
+    found, tokenizer = find_base(base)
+    pairs, left_out = chosen_pairs(config, tell=tell)
     held = pairs[: round(config.held_out * len(pairs))]
     learnt = PlannedPairs(pairs[len(held) :], tokenizer, template, config)
     seen = config.model_copy(update={"epochs": 1, "repeats": {}})
-    _write_counts(config.output / "data.json", pairs, left_out, len(learnt))
 
     torch.manual_seed(config.seed)
     model = AutoModelForCausalLM.from_pretrained(
-        base, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        str(found.folder),
+        dtype=getattr(torch, config.base_dtype),
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
-    model.config.use_cache = False
-    model = _with_adapter(model, config)
-    steps = len(learnt) // config.batch_size
-    arguments = TrainingArguments(
-        output_dir=str(config.output / "checkpoints"),
-        num_train_epochs=1,  # the plan already holds every epoch
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=round(config.warmup_ratio * steps),
-        weight_decay=config.weight_decay,
-        bf16=prefers_bf16() if config.bf16 is None else config.bf16,
-        seed=config.seed,
-        save_steps=config.save_steps,
-        save_total_limit=2,
-        eval_strategy="steps" if held else "no",
-        eval_steps=config.save_steps,
-        logging_steps=10,
-        report_to="none",
-        remove_unused_columns=False,
-        prediction_loss_only=True,
-        label_names=["labels"],
-        dataloader_pin_memory=False,
-        use_cpu=not torch.cuda.is_available(),
-    )
+    model = prepared(_with_adapter(model, config), config)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     trainer = TargetTrainer(
         model=model,
-        args=arguments,
+        args=training_arguments(
+            config,
+            items=len(learnt),
+            measured="eval_loss" if held else None,
+            higher_is_better=False,
+            loss_only=True,
+        ),
         train_dataset=learnt,
         eval_dataset=PlannedPairs(held, tokenizer, template, seen) if held else None,
         data_collator=lambda items: collate(items, pad=pad),
+        callbacks=callbacks(config),
     )
-    checkpoints = config.output / "checkpoints"
-    if not resume:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    trainer.train(resume_from_checkpoint=resume and any(checkpoints.glob("checkpoint-*")))
-    history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
-    (config.output / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
-    return _saved(model, template, config.output / ADAPTER)
+    if trainer.is_world_process_zero():
+        config.output.mkdir(parents=True, exist_ok=True)
+        (config.output / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_json(config.output / "data.json", _counts(pairs, left_out, len(learnt)))
+    history = run(trainer, config, resume=resume)
+    declared = base if found.commit else found.folder.resolve()
+    save_adapter(trainer, config.output / ADAPTER, base=declared, finish=template.save)
+    if trainer.is_world_process_zero():
+        write_json(config.output / "history.json", history)
+        curves = draw_curves(history, config.output / "curves.svg", epochs=config.epochs)
+        name = config.output.resolve().name
+        card = detoxifier_card(
+            config.output, metrics={}, base=found.name, name=name, version="unversioned", curves=curves
+        )
+        (config.output / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+    return config.output / ADAPTER
 
 
 def _with_adapter(model: Any, config: DetoxifierTrainingConfig) -> Any:
     if config.initial is not None:
         return PeftModel.from_pretrained(model, str(config.initial), is_trainable=True)
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=list(config.lora_targets),
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, lora)
-
-
-def _saved(model: Any, template: PromptTemplate, folder: Path) -> Path:
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(str(partial), safe_serialization=True)
-    template.save(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    return folder
+    return with_lora(model, config, task="CAUSAL_LM")
 
 
 def _found_harmful(pairs: Sequence[DetoxPair]) -> list[bool]:
@@ -315,12 +301,11 @@ def _found_harmful(pairs: Sequence[DetoxPair]) -> list[bool]:
     return found
 
 
-def _write_counts(path: Path, pairs: Sequence[DetoxPair], left_out: Counter[str], shown: int) -> None:
+def _counts(pairs: Sequence[DetoxPair], left_out: Counter[str], shown: int) -> dict[str, Any]:
     sources = Counter((pair.source, pair.license) for pair in pairs)
-    counts = {
+    return {
         "pairs": len(pairs),
         "shown": shown,
         "sources": [{"source": s, "license": licence, "pairs": n} for (s, licence), n in sorted(sources.items())],
         "left_out": dict(left_out),
     }
-    path.write_text(json.dumps(counts, indent=1), encoding="utf-8")

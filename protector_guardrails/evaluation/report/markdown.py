@@ -17,7 +17,7 @@ from protector_guardrails.evaluation.report.document import (
 )
 
 _MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
-_OPENING = re.compile(r"^(\d*)([#+=.)-])")  # would begin a heading or a list
+_OPENING = re.compile(r"^(\d+(?=[.)](?:\s|$))|(?=[#+=-]))")  # behind it stands what would begin a list or a heading
 _NO_ADDRESS = re.compile(r"[^A-Za-z0-9:/?#@!&'()+,;=._~%-]")  # would end the link, or the cell
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
@@ -89,4 +89,4 @@ def _line(cells: Iterable[str]) -> str:
 
 def _escaped(text: str) -> str:
     inline = _MARKUP.sub(r"\\\g<0>", re.sub("[&<>]", lambda found: _ENTITIES[found[0]], text))
-    return _OPENING.sub(r"\1\\\2", inline)
+    return _OPENING.sub(r"\1\\", inline)
