@@ -132,12 +132,12 @@ class ScriptedMultimodalLLM(CustomLLM):
         return next(answer for topic, answer in ANSWERS.items() if topic in question)
 
     @llm_chat_callback()
-    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:  # noqa: ARG002
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer at once."""
         return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=self._answer(messages)))
 
     @llm_chat_callback()
-    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:  # noqa: ARG002
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Answer word by word."""
 
         def words() -> Iterator[ChatResponse]:
@@ -149,7 +149,7 @@ class ScriptedMultimodalLLM(CustomLLM):
         return words()  # type: ignore[return-value]
 
     @llm_completion_callback()
-    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:  # noqa: ARG002
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a prompt."""
         return CompletionResponse(text=self._answer([ChatMessage(content=prompt)]))
 

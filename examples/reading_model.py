@@ -84,6 +84,7 @@ def _writer() -> tuple[Any, Any]:
 
     from protector_guardrails.models.base_weights import SMOLLM2, find_base
 
+    torch.set_num_threads(1)  # its products are small, and threads that wait for each other cost more than they gain
     folder = find_base(SMOLLM2, asked_for=True).folder
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True)
