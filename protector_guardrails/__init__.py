@@ -19,6 +19,7 @@ _HOMES = {
     "detectors.embedded": ("EmbeddedDetector",),
     "detectors.transformers": ("TransformersDetector",),
     "detoxifiers.base": ("Detoxifier",),
+    "detoxifiers.causal_lm": ("CausalLMDetoxifier",),
     "detoxifiers.chat_model": ("ChatModelDetoxifier",),
     "detoxifiers.redact": ("RedactDetoxifier",),
     "detoxifiers.refusal": ("RefusalDetoxifier",),
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from protector_guardrails.detectors.embedded import EmbeddedDetector as EmbeddedDetector
     from protector_guardrails.detectors.transformers import TransformersDetector as TransformersDetector
     from protector_guardrails.detoxifiers.base import Detoxifier as Detoxifier
+    from protector_guardrails.detoxifiers.causal_lm import CausalLMDetoxifier as CausalLMDetoxifier
     from protector_guardrails.detoxifiers.chat_model import ChatModelDetoxifier as ChatModelDetoxifier
     from protector_guardrails.detoxifiers.redact import RedactDetoxifier as RedactDetoxifier
     from protector_guardrails.detoxifiers.refusal import RefusalDetoxifier as RefusalDetoxifier

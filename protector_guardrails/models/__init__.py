@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protector_guardrails.errors import WeightsError
-from protector_guardrails.models.base_weights import sha256_of
+from protector_guardrails.models.hashing import sha256_of
 
 EMBEDDED_DETECTOR = Path(__file__).parent / "embedded_detector"
 """Folder of the embedded detector: model.onnx, tokenizer.json, detector.json, MODEL_CARD.md."""
 
+EMBEDDED_DETOXIFIER = Path(__file__).parent / "embedded_detoxifier"
+"""Folder of the embedded detoxifier: a LoRA adapter, prompt_template.json, detoxifier.json, MODEL_CARD.md."""
+
 MANIFEST = "detector.json"
+DETOXIFIER_MANIFEST = "detoxifier.json"
 CARD = "MODEL_CARD.md"
+
+Manifest = TypeVar("Manifest", "DetectorManifest", "DetoxifierManifest")
 
 
 class DetectorManifest(BaseModel):
@@ -40,6 +47,34 @@ class DetectorManifest(BaseModel):
         return 1.0 / (1.0 + math.exp(-value)) if value >= 0 else math.exp(value) / (1.0 + math.exp(value))
 
 
+class DetoxifierManifest(BaseModel):
+    """What ``detoxifier.json`` says: the base, how to write, which files belong to it.
+
+    Attributes:
+        name: Name of the detoxifier.
+        version: Its version.
+        base: Repository of the base weights on the model hub.
+        base_sha256: sha256 of the file of base weights that it was trained and measured on.
+        max_new_tokens: Most tokens of a rewrite.
+        max_prompt_tokens: Most tokens of a prompt.
+        max_echo: Share of the response that may come back.
+        sha256: File name to sha256 of the adapter's files.
+        metrics: What was measured.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    version: str
+    base: str
+    base_sha256: str
+    max_new_tokens: int = Field(ge=1)
+    max_prompt_tokens: int = Field(ge=1)
+    max_echo: float = Field(ge=0, le=1)
+    sha256: dict[str, str]
+    metrics: dict[str, Any] = {}
+
+
 def load_manifest(folder: Path, *, verify: bool = True) -> DetectorManifest:
     """Read a detector's manifest and check that its files are the ones it was written for.
 
@@ -50,28 +85,64 @@ def load_manifest(folder: Path, *, verify: bool = True) -> DetectorManifest:
     Raises:
         WeightsError: If a file is missing, malformed or different.
     """
-    path = folder / MANIFEST
-    try:
-        manifest = DetectorManifest.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise WeightsError(f"no detector at {folder}: {path.name} cannot be read ({error.strerror})") from error
-    except ValidationError as error:
-        raise WeightsError(f"{path} is not a detector's manifest: {error.errors()[0]['msg']}") from error
+    manifest = _read(folder / MANIFEST, DetectorManifest, "detector")
     if verify:
-        for name, expected in manifest.sha256.items():
-            try:
-                found = sha256_of(folder / name)
-            except OSError as error:
-                raise WeightsError(
-                    f"{folder / name} cannot be read ({error.strerror}): reinstall the package"
-                ) from error
-            if found != expected:
-                raise WeightsError(
-                    f"{folder / name} has sha256 {found}, the manifest says {expected}: reinstall the package"
-                )
+        _verify(folder, manifest.sha256)
     return manifest
+
+
+def load_detoxifier_manifest(folder: Path, *, verify: bool = True) -> DetoxifierManifest:
+    """Read a detoxifier's manifest and check that its files are the ones it was written for.
+
+    Args:
+        folder: Folder of the detoxifier.
+        verify: Compare each file's sha256 with the manifest's.
+
+    Raises:
+        WeightsError: If a file is missing, malformed, different or not vouched for.
+    """
+    manifest = _read(folder / DETOXIFIER_MANIFEST, DetoxifierManifest, "detoxifier")
+    for name in ("adapter_config.json", "adapter_model.safetensors", "prompt_template.json"):
+        if name not in manifest.sha256:
+            raise WeightsError(f"{folder / DETOXIFIER_MANIFEST} has no sha256 of {name}: export the detoxifier again")
+    if verify:
+        _verify(folder, manifest.sha256)
+    return manifest
+
+
+def _read(path: Path, kind: type[Manifest], what: str) -> Manifest:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise WeightsError(f"no {what} at {path.parent}: {path.name} cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        raise WeightsError(f"{path} is not a {what}'s manifest: {error.errors()[0]['msg']}") from error
+
+
+def _verify(folder: Path, sha256: Mapping[str, str]) -> None:
+    for name, expected in sha256.items():
+        try:
+            found = sha256_of(folder / name)
+        except OSError as error:
+            raise WeightsError(f"{folder / name} cannot be read ({error.strerror}): reinstall the package") from error
+        if found != expected:
+            raise WeightsError(
+                f"{folder / name} has sha256 {found}, the manifest says {expected}: reinstall the package"
+            )
 
 
 def embedded_detector_card() -> str:
     """The model card of the embedded detector, Markdown."""
     return (EMBEDDED_DETECTOR / CARD).read_text(encoding="utf-8")
+
+
+def embedded_detoxifier_card() -> str:
+    """The model card of the embedded detoxifier, Markdown.
+
+    Raises:
+        WeightsError: If this package comes without it.
+    """
+    try:
+        return (EMBEDDED_DETOXIFIER / CARD).read_text(encoding="utf-8")
+    except OSError as error:
+        raise WeightsError(f"no detoxifier at {EMBEDDED_DETOXIFIER}: {CARD} cannot be read") from error

@@ -7,11 +7,13 @@ import typer
 from protector_guardrails.commands.train.detector import detector
 from protector_guardrails.commands.train.detoxifier import detoxifier
 from protector_guardrails.commands.train.export import export
+from protector_guardrails.commands.train.export_detoxifier import export_detoxifier
 
 app = typer.Typer(help="Train a detector or a detoxifier (extra: train).", rich_markup_mode=None, no_args_is_help=False)
 app.command()(detector)
 app.command()(detoxifier)
 app.command()(export)
+app.command()(export_detoxifier)
 
 
 @app.callback(invoke_without_command=True)

@@ -15,9 +15,9 @@ from protector_guardrails import __version__
 from protector_guardrails.detoxifiers import AnyDetoxifier, Detoxifier, resolve_detoxifier
 from protector_guardrails.errors import ConfigurationError
 from protector_guardrails.evaluation.defense.cases import Case
-from protector_guardrails.evaluation.importing import import_object
 from protector_guardrails.evaluation.defense.kept import KeptLines, digest
 from protector_guardrails.evaluation.defense.results import Arm
+from protector_guardrails.evaluation.importing import import_object
 from protector_guardrails.evaluation.specs import NamedDetector
 from protector_guardrails.policy import Policy
 from protector_guardrails.protector import Protector
