@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from protector_guardrails.errors import WeightsError
 from protector_guardrails.models.hashing import sha256_of
+from protector_guardrails.types import HarmCategory
 
 EMBEDDED_DETECTOR = Path(__file__).parent / "embedded_detector"
 """Folder of the embedded detector: model.onnx, tokenizer.json, detector.json, MODEL_CARD.md."""
@@ -22,11 +23,33 @@ MANIFEST = "detector.json"
 DETOXIFIER_MANIFEST = "detoxifier.json"
 CARD = "MODEL_CARD.md"
 
+Probability = Annotated[float, Field(ge=0, le=1)]
+
 Manifest = TypeVar("Manifest", "DetectorManifest", "DetoxifierManifest")
 
 
 class DetectorManifest(BaseModel):
-    """What ``detector.json`` says: how to encode, how to calibrate, which files belong to it."""
+    """What ``detector.json`` says: how to encode, how to calibrate, which files belong to it.
+
+    Attributes:
+        name: Name of the detector.
+        version: Its version.
+        max_tokens: Tokens of a window, special tokens included.
+        question_tokens: Most tokens of the question in a window.
+        overlap: Tokens that consecutive windows of a passage share.
+        temperature: Divides the pooled logit of harm.
+        bias: Is then added to it.
+        threshold: Score from which the detector's own verdicts are harmful.
+        thresholds: Names of further thresholds, such as ``"fpr-1%"``, to scores; a policy can be given the name.
+        categories: Harm categories in the order of the columns of the output ``category_logits``; empty where the
+            network has no such output.
+        category_temperature: Divides the pooled logits of the categories.
+        category_floor: Least P(category | harm) with which a category is told.
+        normalise: Whether the texts were normalised before they were encoded, in training, in calibration and so
+            in use.
+        sha256: File name to sha256 of the detector's files.
+        metrics: What was measured.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,8 +61,22 @@ class DetectorManifest(BaseModel):
     temperature: float = Field(gt=0)
     bias: float
     threshold: float = Field(default=0.5, ge=0, le=1)
+    thresholds: dict[str, Probability] = {}
+    categories: tuple[str, ...] = ()
+    category_temperature: float = Field(default=1.0, gt=0)
+    category_floor: float = Field(default=0.5, ge=0, le=1)
+    normalise: bool = False
     sha256: dict[str, str]
     metrics: dict[str, Any] = {}
+
+    @field_validator("categories")
+    @classmethod
+    def _known(cls, categories: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(categories)) < len(categories):
+            raise ValueError("a category is named twice")
+        if unknown := [name for name in categories if name not in set(HarmCategory)]:
+            raise ValueError(f"no such harm category: {', '.join(unknown)}")
+        return categories
 
     def calibrated(self, logit: float) -> float:
         """P(harm) of a raw logit: ``sigmoid(logit / temperature + bias)``."""
