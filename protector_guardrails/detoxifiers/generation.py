@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from protector_guardrails.detoxifiers.redact import split_passages
+from protector_guardrails.sentences import split_passages
 
 if TYPE_CHECKING:
     from protector_guardrails.detoxifiers.fast_decoding import FastDecoder

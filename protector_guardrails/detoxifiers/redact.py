@@ -11,58 +11,10 @@ from protector_guardrails.detectors.base import HarmDetector
 from protector_guardrails.detoxifiers.base import Detoxifier
 from protector_guardrails.errors import ConfigurationError, DetectorError
 from protector_guardrails.policy import Policy
+from protector_guardrails.sentences import split_passages
 from protector_guardrails.types import Exchange, Verdict
 
-_FENCE = re.compile(r"^[ ]{0,3}(`{3,}|~{3,})")
-_BLOCK_START = re.compile(r"^\s*([-*+•]|\d{1,3}[.)]|[a-zA-Z][.)]|#{1,6})\s")
-# Where a sentence may end: its punctuation, closing quotes and brackets, the space after them. The lookbehind
-# and the possessive quantifiers keep the search linear: every character is looked at once.
-_STOP = re.compile(r"(?<![.!?。！？…])([.!?。！？…]++)[\"'”’)\]」』）]*+(\s*+)")
 _WORD = re.compile(r"\w+")
-
-
-def split_passages(text: str) -> list[str]:
-    """Split a response into sentences, list items, headings and whole code blocks.
-
-    Joined again the passages are the response, byte for byte. Linear in its length.
-
-    >>> split_passages("First one. The second, 3.5 m long. ")
-    ['First one. ', 'The second, 3.5 m long. ']
-    """
-    passages: list[str] = []
-    code: list[str] = []
-    fence = ""
-    for line in text.splitlines(keepends=True):
-        mark = _FENCE.match(line)
-        if fence:
-            code.append(line)
-            if mark and mark[1].startswith(fence) and not line.strip(" \t\r\n" + fence[0]):
-                passages.append("".join(code))
-                code, fence = [], ""
-        elif mark:
-            fence, code = mark[1], [line]
-        elif _BLOCK_START.match(line):
-            passages.append(line)
-        else:
-            passages.extend(_sentences(line))
-    if code:  # a block that was never closed
-        passages.append("".join(code))
-    return passages
-
-
-def _sentences(line: str) -> list[str]:
-    if not line.strip():
-        return [line]
-    parts: list[str] = []
-    end = 0
-    for match in _STOP.finditer(line):
-        stop, space = match.groups()
-        if space or stop[-1] in "。！？":  # "3.14" goes on; Chinese and Japanese need no space
-            parts.append(line[end : match.end()])
-            end = match.end()
-    if end < len(line):
-        parts.append(line[end:])
-    return parts
 
 
 class RedactDetoxifier(Detoxifier):

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from protector_guardrails.detoxifiers.redact import split_passages
 from protector_guardrails.evaluation.refusals import is_refusal
+from protector_guardrails.sentences import split_passages
 from protector_guardrails.training.data import normalise, open_text
 
 _WORD = re.compile(r"\w+")

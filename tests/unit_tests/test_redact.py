@@ -20,7 +20,7 @@ from protector_guardrails import (
     RedactDetoxifier,
     Verdict,
 )
-from protector_guardrails.detoxifiers.redact import split_passages
+from protector_guardrails.sentences import split_passages
 
 WHOLE = Verdict(harmful=True, score=0.9)
 
