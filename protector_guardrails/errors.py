@@ -17,14 +17,21 @@ class ConfigurationError(ProtectorError, ValueError):
 
 
 class MissingExtraError(ProtectorError, ImportError):
-    """Something was asked for that needs an optional dependency."""
+    """Something was asked for that needs an optional dependency.
 
-    def __init__(self, what: str, *, extra: str) -> None:
-        super().__init__(f"{what} needs an extra: pip install 'protector-guardrails[{extra}]'")
-        self.what, self.extra = what, extra
+    Args:
+        what: What was asked for.
+        extra: The extra that brings it.
+        instead: What does without, if something does.
+    """
+
+    def __init__(self, what: str, *, extra: str, instead: str = "") -> None:
+        otherwise = f", or {instead}" if instead else ""
+        super().__init__(f"{what} needs an extra: pip install 'protector-guardrails[{extra}]'{otherwise}")
+        self.what, self.extra, self.instead = what, extra, instead
 
     def __reduce__(self) -> tuple[Any, ...]:  # the default would rebuild it from the message
-        return (_missing_extra, (self.what, self.extra))
+        return (_missing_extra, (self.what, self.extra, self.instead))
 
 
 class WeightsError(ProtectorError):
@@ -80,5 +87,5 @@ class HarmfulResponseError(ProtectorError):
         return self.outcome.text
 
 
-def _missing_extra(what: str, extra: str) -> MissingExtraError:
-    return MissingExtraError(what, extra=extra)
+def _missing_extra(what: str, extra: str, instead: str) -> MissingExtraError:
+    return MissingExtraError(what, extra=extra, instead=instead)
