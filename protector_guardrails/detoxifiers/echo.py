@@ -49,6 +49,34 @@ def echo_share(rewrite: str, original: str, *, n: int = 5) -> float:
     return len(ours & theirs) / min(len(ours), len(theirs))
 
 
+def loop_share(text: str, *, n: int = 5) -> float:
+    """How much a text repeats itself: the share of its runs of ``n`` words that stood in it before.
+
+    Small language models that write greedily fall into such loops.
+
+    Args:
+        text: What was written.
+        n: Length of a run, in words; at least 1.
+
+    Returns:
+        A share in [0, 1); 0 where the text is shorter than one run.
+
+    Raises:
+        ValueError: If ``n`` is less than 1.
+
+    Example:
+        >>> loop_share("I can't help with that. I can't help with that. I can't help with that.")
+        0.57...
+        >>> loop_share("Ask the owner to let you in, or come back when the museum is open.")
+        0.0
+    """
+    if n < 1:
+        raise ValueError(f"n is a number of words and at least 1, not {n}")
+    words = _words(text)
+    runs = len(words) - n + 1
+    return 1 - len(_grams(words, n)) / runs if runs > 0 else 0.0
+
+
 def _words(text: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
