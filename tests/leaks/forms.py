@@ -60,7 +60,7 @@ class Form:
             return protect(model, detector=self.judge, policy=self.settings, **options)
         if self.kind == "chain":
             detect = HarmDetectorRunnable(self.judge, policy=self.settings, **options)
-            return model | detect | DetoxifierRunnable(policy=self.settings, **options)
+            return model | detect | DetoxifierRunnable("redact", policy=self.settings, **options)
         return model
 
     def middleware(self, **options: Any) -> list[Any]:

@@ -43,7 +43,7 @@ tracebacks, the objects that hang on them), and counts the letters of the marker
 one letter has leaked.
 
 - **model alone**: no guard. The marker must be seen here in full, or the row would prove nothing.
-- **bare chain**: `model | HarmDetectorRunnable() | DetoxifierRunnable()`, held back in full; streams in
+- **bare chain**: `model | HarmDetectorRunnable() | DetoxifierRunnable("redact")`, held back in full; streams in
   windows, too. What leaves at its end was judged. What the model does on the way there was not, and others see it.
 - **`protect()`**: {protected}.
 - **middleware**: `ProtectorMiddleware` in an agent: {middleware}.

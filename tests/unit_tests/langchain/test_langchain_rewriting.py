@@ -18,6 +18,7 @@ from scripted_model import ScriptedModel
 
 from protector_guardrails import DetoxifierRunnable, Exchange, HarmDetectorRunnable, Policy, Verdict, protect
 from protector_guardrails.detoxifiers import ChatModelDetoxifier
+from protector_guardrails.langchain.private import _Deaf
 
 RAW = "Boil the soup for ten minutes. Then add poison Ω to it. Serve it hot to your guests and smile."
 UNJUDGED = "Stir in poison Ж with a wooden spoon."
@@ -245,4 +246,5 @@ def test_within_a_run_of_the_application_nobody_listens_to_it():
     exchange, verdict = Exchange(question="Q", response=RAW), Verdict(harmful=True, score=1.0)
     step = RunnableLambda(lambda _: detoxifier.detoxify([exchange] * 3, [verdict] * 3))
     assert step.invoke("go", {"callbacks": [Ear()]}) == [SAFE] * 3
-    assert Watching.handlers == [[], [], []]
+    # A deaf handler takes the place of one that an environment variable asks for, and hears nothing.
+    assert [[type(handler) for handler in call if type(handler) is not _Deaf] for call in Watching.handlers] == [[]] * 3
