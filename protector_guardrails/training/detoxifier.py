@@ -87,7 +87,7 @@ class DetoxifierTrainingConfig(LoraSettings):
     repeats: dict[str, int] = Field(default_factory=dict)
     """Sources whose pairs are shown several times in an epoch."""
     source_caps: dict[str, int] = Field(default_factory=dict)
-    """Most pairs of a source."""
+    """Most pairs of a source that are looked at."""
 
 
 class PlannedPairs(Dataset[dict[str, Any]]):
@@ -184,6 +184,7 @@ def chosen_pairs(
     ]
     if answers:
         pairs += with_foreign_answers(answers, [pair.harmful for pair in pairs], seed=config.seed)
+    pairs, capped = _within_caps(pairs, config)
     chosen, left_out = select_pairs(
         pairs,
         seed=config.seed,
@@ -195,18 +196,22 @@ def chosen_pairs(
         distinct=config.distinct_targets,
         harmful=_found_harmful if config.judged_targets else None,
     )
-    left_out.update(nothing_to_learn)
+    left_out += nothing_to_learn + capped
+    if not chosen:
+        raise ValueError("no pairs are left to train on: " + ", ".join(f"{n} {why}" for why, n in left_out.items()))
+    return chosen, left_out
+
+
+def _within_caps(pairs: Sequence[DetoxPair], config: DetoxifierTrainingConfig) -> tuple[list[DetoxPair], Counter[str]]:
+    """A random choice of each source, before anything is judged, since judging takes time."""
+    shuffled = random.Random(config.seed).sample(pairs, len(pairs))
     counts: Counter[str] = Counter()
     kept = []
-    for pair in chosen:
+    for pair in shuffled:
         counts[pair.source] += 1
-        if counts[pair.source] > config.source_caps.get(pair.source, len(chosen)):
-            left_out["one of its source too many"] += 1
-        else:
+        if counts[pair.source] <= config.source_caps.get(pair.source, len(shuffled)):
             kept.append(pair)
-    if not kept:
-        raise ValueError("no pairs are left to train on: " + ", ".join(f"{n} {why}" for why, n in left_out.items()))
-    return kept, left_out
+    return kept, Counter({"one of its source too many": len(shuffled) - len(kept)} if len(kept) < len(shuffled) else {})
 
 
 def train_detoxifier(

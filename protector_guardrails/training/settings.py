@@ -35,6 +35,8 @@ class LoraSettings(BaseModel):
     lora_alpha: int = Field(ge=1)
     lora_dropout: float = Field(ge=0, lt=1)
     lora_targets: tuple[str, ...] = Field(min_length=1)
+    lora_last_layers: int | None = Field(None, ge=1)
+    """Adapt this many layers, the last ones; None: all. The backward pass then ends early, which saves time."""
     epochs: int = Field(ge=1)
     batch_size: int = Field(8, ge=1)
     """Pairs, or single answers, of one step on each device."""
