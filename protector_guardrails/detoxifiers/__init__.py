@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from protector_guardrails.detoxifiers.base import Detoxifier
 from protector_guardrails.detoxifiers.chat_model import ChatModelDetoxifier, RewritingModel, is_rewriting_model
 from protector_guardrails.detoxifiers.redact import RedactDetoxifier
 from protector_guardrails.detoxifiers.refusal import RefusalDetoxifier
-from protector_guardrails.errors import ConfigurationError
+from protector_guardrails.errors import ConfigurationError, MissingExtraError
 
-DETOXIFIERS: dict[str, type[Detoxifier]] = {"redact": RedactDetoxifier, "refuse": RefusalDetoxifier}
-"""Detoxifiers that can be asked for by name."""
+DETOXIFIERS = ("embedded", "redact", "refuse")
+"""Detoxifiers that can be asked for by name. ``"embedded"`` is a language model and needs the extra ``torch``."""
 
 AnyDetoxifier = str | Detoxifier | RewritingModel
 """What stands for a detoxifier: a name, a detoxifier, or a chat model, which :class:`ChatModelDetoxifier` then asks."""
@@ -31,15 +33,23 @@ def resolve_detoxifier(detoxifier: AnyDetoxifier) -> Detoxifier:
 
     Raises:
         ConfigurationError: If it is no known name, no :class:`Detoxifier` and no chat model.
+        MissingExtraError: If it is ``"embedded"``, and PyTorch is not installed.
     """
     if isinstance(detoxifier, Detoxifier):
         return detoxifier
-    if isinstance(detoxifier, str) and detoxifier in DETOXIFIERS:
-        return DETOXIFIERS[detoxifier]()
+    if detoxifier == "redact":
+        return RedactDetoxifier()
+    if detoxifier == "refuse":
+        return RefusalDetoxifier()
+    if detoxifier == "embedded":
+        _require_torch()
+        from protector_guardrails.detoxifiers.causal_lm import CausalLMDetoxifier
+
+        return CausalLMDetoxifier.embedded()
     if not isinstance(detoxifier, str) and is_rewriting_model(detoxifier):
         return ChatModelDetoxifier(detoxifier)
     raise ConfigurationError(
-        f"unknown detoxifier {detoxifier!r}: use one of {', '.join(sorted(DETOXIFIERS))}, an instance of Detoxifier, "
+        f"unknown detoxifier {detoxifier!r}: use one of {', '.join(DETOXIFIERS)}, an instance of Detoxifier, "
         "or a chat model of LangChain or LlamaIndex"
     )
 
@@ -52,7 +62,15 @@ def check_detoxifier(detoxifier: AnyDetoxifier) -> str | Detoxifier:
 
     Raises:
         ConfigurationError: If it is no known name, no :class:`Detoxifier` and no chat model.
+        MissingExtraError: If it is ``"embedded"``, and PyTorch is not installed.
     """
     if isinstance(detoxifier, str) and detoxifier in DETOXIFIERS:
+        if detoxifier == "embedded":
+            _require_torch()
         return detoxifier
     return resolve_detoxifier(detoxifier)
+
+
+def _require_torch() -> None:
+    if any(importlib.util.find_spec(module) is None for module in ("torch", "transformers", "peft")):
+        raise MissingExtraError("the embedded detoxifier", extra="torch", instead='use "redact", which needs none')

@@ -23,7 +23,7 @@ ALLOWED = [HarmDetectorRunnable, DetoxifierRunnable, RunnableSequence]
         HarmDetectorRunnable(),
         HarmDetectorRunnable(policy=Policy(threshold={"default": 0.4, "hate": 0.2}, on_harm="raise")),
         HarmDetectorRunnable(record_questions=False, name="mine"),
-        DetoxifierRunnable(),
+        DetoxifierRunnable("redact"),
         DetoxifierRunnable("refuse", detector="embedded", policy={"timeout_s": None}),
         HarmDetectorRunnable() | DetoxifierRunnable("refuse"),
     ],

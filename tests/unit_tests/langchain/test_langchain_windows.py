@@ -45,7 +45,7 @@ every_way = pytest.mark.parametrize("how", ["stream", "astream", "transform"])
 @every_way
 async def test_safe_text_leaves_in_pieces_and_adds_up_to_what_came(how):
     detector = PoisonDetector()
-    pipe, _ = chain(SAFE, HarmDetectorRunnable(detector, policy=WINDOW), DetoxifierRunnable())
+    pipe, _ = chain(SAFE, HarmDetectorRunnable(detector, policy=WINDOW), DetoxifierRunnable("redact"))
     chunks = await streamed(pipe, how=how)
     assert len(chunks) > 20
     whole = gather(chunks)
@@ -170,7 +170,7 @@ async def test_a_detector_that_marks_for_a_detoxifier_lets_the_rest_through_mark
 
 
 async def test_a_reader_who_leaves_stops_the_model():
-    steps = (HarmDetectorRunnable(PoisonDetector(), policy=WINDOW), DetoxifierRunnable())
+    steps = (HarmDetectorRunnable(PoisonDetector(), policy=WINDOW), DetoxifierRunnable("redact"))
     pipe, model = chain(SAFE * 20, *steps)
     stream = pipe.stream("q")
     next(stream)
