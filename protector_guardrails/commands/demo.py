@@ -34,7 +34,7 @@ def demo(
         typer.Option(exists=True, dir_okay=False, help="Recorded answers, JSON Lines (.gz). [default: a few bundled]"),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many answers.")] = None,
-    detoxifier: Annotated[str, typer.Option(help="redact or refuse.")] = "redact",
+    detoxifier: Annotated[str, typer.Option(help="redact, refuse or embedded.")] = "redact",
     threshold: Annotated[
         float | None, typer.Option(help="Score from which it is harmful, 0 to 1. [default: 0.5]")
     ] = None,

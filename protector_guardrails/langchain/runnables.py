@@ -142,9 +142,10 @@ class DetoxifierRunnable(GuardRunnable):
     response are gone. With a refusal generated images are gone too.
 
     Args:
-        detoxifier: ``"redact"``, ``"refuse"`` or another known name, a
-            :class:`~protector_guardrails.Detoxifier`, or a chat model, which rewrites without
-            seeing the image (:class:`~protector_guardrails.ChatModelDetoxifier`).
+        detoxifier: ``"embedded"``, a small language model (extra ``torch``; its base weights are
+            fetched at the first rewrite, or before with ``protector models pull``), ``"redact"``,
+            ``"refuse"``, a :class:`~protector_guardrails.Detoxifier`, or a chat model, which rewrites
+            without seeing the image (:class:`~protector_guardrails.ChatModelDetoxifier`).
         detector: What judges here; left out, the detector that gave the verdict, or ``"embedded"``.
         policy: Thresholds and limits here; left out, those of the guard that gave the verdict.
         record_questions: Whether to record and look up questions.
@@ -152,6 +153,7 @@ class DetoxifierRunnable(GuardRunnable):
 
     Raises:
         ConfigurationError: When made, if a name is not known.
+        MissingExtraError: When made, if it is ``"embedded"``, and PyTorch is not installed.
         InputError: When called, if the input holds no response.
 
     Example:
@@ -166,13 +168,13 @@ class DetoxifierRunnable(GuardRunnable):
         "Let's stay calm."
     """
 
-    detoxifier: str | DetoxifierField = "redact"
+    detoxifier: str | DetoxifierField = "embedded"
     detector: Literal["embedded"] | DetectorField | None = None
     _guards: dict[str | None, Guard] = PrivateAttr(default_factory=dict)
 
     def __init__(
         self,
-        detoxifier: AnyDetoxifier = "redact",
+        detoxifier: AnyDetoxifier = "embedded",
         *,
         detector: str | HarmDetector | None = None,
         policy: Policy | Mapping[str, Any] | None = None,
