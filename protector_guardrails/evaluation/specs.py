@@ -92,7 +92,7 @@ def _known(spec: str) -> str:
 def _source(kind: type) -> str:
     try:
         path = inspect.getsourcefile(kind)
-    except TypeError:  # written in a console
+    except (TypeError, OSError):  # written in a console or a notebook
         return ""
     if path is None or not Path(path).is_file():
         return ""
