@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
+from protector_guardrails.errors import ConfigurationError
 from protector_guardrails.types import HarmCategory, Verdict
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+ThresholdName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+"""What a detector calls one of its thresholds, such as ``"fpr-1%"``."""
 
 REFUSAL = (
     "I can't share the answer I had: it could help someone cause {harm}. "
@@ -23,8 +26,10 @@ class Policy(BaseModel):
     """Thresholds, actions, failure mode and limits of a guard. Immutable.
 
     Attributes:
-        threshold: Score from which a response is harmful: one number, or numbers by harm
-            category, where ``"default"`` stands for the overall score (0.5 if left out).
+        threshold: Score from which a response is harmful: a number, or the name of one of the
+            detector's thresholds, such as ``"fpr-1%"`` (the embedded detector's are in its
+            card). Or these by harm category, where ``"default"`` stands for the overall score
+            (0.5 if left out).
         on_harm: What to do with a harmful response: rewrite it (``"detoxify"``), replace
             it by the refusal, let it through with its verdict (``"flag"``), or raise
             :class:`~protector_guardrails.errors.HarmfulResponseError`.
@@ -48,7 +53,7 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    threshold: Probability | Mapping[str, Probability] = 0.5
+    threshold: Probability | ThresholdName | Mapping[str, Probability | ThresholdName] = 0.5
     on_harm: Literal["detoxify", "refuse", "flag", "raise"] = "detoxify"
     on_error: Literal["closed", "open"] = "closed"
     timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 30.0
@@ -65,23 +70,83 @@ class Policy(BaseModel):
             raise ValueError("the refusal must say something")
         return refusal
 
+    @field_validator("threshold", mode="before")
+    @classmethod
+    def _numbers(cls, threshold: Any) -> Any:
+        """Numbers that were written as text, on a command line say, are numbers."""
+        if isinstance(threshold, Mapping):
+            return {name: _number_in(value) for name, value in threshold.items()}
+        return _number_in(threshold)
+
+    def resolved(self, thresholds: Mapping[str, float], *, detector: str) -> Policy:
+        """This policy with numbers in place of the names of thresholds; a guard does this when it is built.
+
+        Args:
+            thresholds: The detector's thresholds, by name.
+            detector: Name of the detector, for the error.
+
+        Raises:
+            ConfigurationError: If the detector has no threshold of that name.
+        """
+        if self.is_resolved:
+            return self
+
+        def number(value: float | str) -> float:
+            if not isinstance(value, str):
+                return value
+            if value in thresholds:
+                return thresholds[value]
+            known = f"one of {', '.join(map(repr, thresholds))}, or a number" if thresholds else "a number"
+            raise ConfigurationError(f"the detector {detector} has no threshold {value!r}: give {known} from 0 to 1")
+
+        resolved = {name: number(value) for name, value in self._as_mapping.items()}
+        return self.model_copy(
+            update={"threshold": resolved if isinstance(self.threshold, Mapping) else resolved["default"]}
+        )
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether every threshold is a number."""
+        return not any(isinstance(value, str) for value in self._as_mapping.values())
+
     @property
     def default_threshold(self) -> float:
-        """Threshold of the overall score."""
-        if isinstance(self.threshold, Mapping):
-            return self.threshold.get("default", 0.5)
-        return self.threshold
+        """Threshold of the overall score.
+
+        Raises:
+            ConfigurationError: If it has a name that was not resolved.
+        """
+        return self._by_category.get("default", 0.5)
+
+    @property
+    def strictest_threshold(self) -> float:
+        """The lowest threshold, of the overall score or of a category."""
+        return min(self.default_threshold, *self._by_category.values())
+
+    @property
+    def _as_mapping(self) -> Mapping[str, float | str]:
+        return self.threshold if isinstance(self.threshold, Mapping) else {"default": self.threshold}
+
+    @property
+    def _by_category(self) -> Mapping[str, float]:
+        for value in self._as_mapping.values():
+            if isinstance(value, str):
+                raise ConfigurationError(
+                    f"the policy's threshold {value!r} is a name: a guard looks it up at its detector, "
+                    "Policy.resolved does elsewhere"
+                )
+        return cast("Mapping[str, float]", self._as_mapping)
 
     def apply(self, verdict: Verdict) -> Verdict:
-        """The verdict under this policy's thresholds; they decide, not the detector's own."""
-        threshold = self.default_threshold
-        harmful = verdict.score >= threshold
-        if isinstance(self.threshold, Mapping):
-            harmful = harmful or any(
-                score >= self.threshold[category]
-                for category, score in verdict.categories.items()
-                if category in self.threshold
-            )
+        """The verdict under this policy's thresholds; they decide, not the detector's own.
+
+        Raises:
+            ConfigurationError: If a threshold has a name that was not resolved.
+        """
+        threshold, by_category = self.default_threshold, self._by_category
+        harmful = verdict.score >= threshold or any(
+            name in by_category and score >= by_category[name] for name, score in verdict.categories.items()
+        )
         return replace(verdict, harmful=harmful, threshold=threshold, spans=verdict.spans if harmful else ())
 
     def refusal_for(self, verdict: Verdict | None) -> str:
@@ -97,3 +162,10 @@ def render_refusal(template: str, verdict: Verdict | None) -> str:
     except ValueError:  # a detector with categories of its own
         harm = str(category).replace("_", " ")
     return template.replace("{harm}", harm)
+
+
+def _number_in(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

@@ -52,7 +52,7 @@ class Protector:
         audit: Where each outcome is recorded: an :class:`~protector_guardrails.AuditLog`, or the path of one.
 
     Raises:
-        ConfigurationError: If a name is not known.
+        ConfigurationError: If a name is not known, of a detector, a detoxifier or a threshold.
 
     Example:
         >>> from protector_guardrails import Exchange, Protector
@@ -70,8 +70,8 @@ class Protector:
         policy: Policy | None = None,
         audit: AuditLog | str | os.PathLike[str] | None = None,
     ) -> None:
-        self.policy = policy or Policy()
         self.detector = resolve_detector(detector)
+        self.policy = (policy or Policy()).resolved(self.detector.thresholds, detector=self.detector.name)
         self.detoxifier = resolve_detoxifier(detoxifier).bound_to(self.detector, self.policy)
         self.asker = Asker(self.policy.timeout_s)
         self.audit = _opened(audit)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from protector_guardrails.commands.judging import flagging_protector
+from protector_guardrails.commands.judging import ThresholdOption, flagging_protector
 from protector_guardrails.errors import DetectorError
+from protector_guardrails.masking import mask
+
+_SPANS_SHOWN = 20
 
 
 def check(  # noqa: PLR0917 - options of the command line
@@ -19,13 +23,11 @@ def check(  # noqa: PLR0917 - options of the command line
         list[str] | None,
         typer.Option("--image-description", "-i", help="What an image of the question shows; may be repeated."),
     ] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="Score from which it is harmful, 0 to 1. [default: 0.5]")
-    ] = None,
+    threshold: ThresholdOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as one line of JSON.")] = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with status 1 if it is harmful.")] = False,
 ) -> None:
-    """Judge one response and print the verdict, never the text.
+    """Judge one response and print the verdict, with where the harm stands, but not the text.
 
     The exit status is 0 for safe and harmful alike unless --exit-code is given, and 2
     if it could not be judged.
@@ -47,10 +49,19 @@ def check(  # noqa: PLR0917 - options of the command line
         if verdict.categories:
             ranked = sorted(verdict.categories.items(), key=lambda item: -item[1])
             typer.echo("categories  " + ", ".join(f"{name} {score:.3f}" for name, score in ranked))
-        if verdict.spans:
-            typer.echo("spans  " + ", ".join(f"{start}-{end}" for start, end in verdict.spans) + "  (characters)")
+        elif verdict.harmful:
+            typer.echo("categories  unspecified")
+        _echo_spans(verdict.spans, response)
     if exit_code and verdict.harmful:
         raise typer.Exit(1)
+
+
+def _echo_spans(spans: Sequence[tuple[int, int]], response: str) -> None:
+    """Where the passages stand that carry the score, in characters, and how they begin, masked."""
+    for start, end in spans[:_SPANS_SHOWN]:
+        typer.echo(f"span  {start}-{end}  {mask(response[start:end])}")
+    if len(spans) > _SPANS_SHOWN:
+        typer.echo(f"span  ... {len(spans) - _SPANS_SHOWN} more, the last one ends at {spans[-1][1]}")
 
 
 def _standard_input() -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from protector_guardrails.commands.judging import policy_for
+from protector_guardrails.commands.judging import ThresholdOption, policy_for
 from protector_guardrails.masking import mask, plain, shorten
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ def demo(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many answers.")] = None,
     detoxifier: Annotated[str, typer.Option(help="redact, refuse or embedded.")] = "redact",
-    threshold: Annotated[
-        float | None, typer.Option(help="Score from which it is harmful, 0 to 1. [default: 0.5]")
-    ] = None,
+    threshold: ThresholdOption = None,
 ) -> None:
     """Replay recorded answers of multimodal models through a guarded chain.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from protector_guardrails.errors import ConfigurationError
 
@@ -12,24 +13,46 @@ if TYPE_CHECKING:
     from protector_guardrails.protector import Protector
 
 
-def policy_for(threshold: float | None) -> Policy:
+ThresholdOption = Annotated[
+    str | None,
+    typer.Option(help="Score from which it is harmful, 0 to 1, or its name, such as fpr-1%. [default: 0.5]"),
+]
+
+
+def policy_for(threshold: str | None) -> Policy:
     """A policy that flags and sets no time limit, with a threshold from the command line.
 
+    Args:
+        threshold: A number, or what the detector calls one of its thresholds; None for the default.
+
     Raises:
-        ConfigurationError: If the threshold is not a number in [0, 1].
+        ConfigurationError: If it is a number, but not in [0, 1], or empty.
     """
+    from pydantic import ValidationError
+
     from protector_guardrails.policy import Policy
 
     if threshold is None:
         return Policy(on_harm="flag", timeout_s=None)
-    if not (math.isfinite(threshold) and 0.0 <= threshold <= 1.0):
-        raise ConfigurationError(f"--threshold must be a number from 0 to 1, not {threshold:g}")
-    return Policy(on_harm="flag", timeout_s=None, threshold=threshold)
+    try:
+        return Policy(threshold=threshold, on_harm="flag", timeout_s=None)
+    except ValidationError:
+        raise ConfigurationError(
+            f"--threshold must be a number from 0 to 1, or a name that the detector knows, not {threshold!r}"
+        ) from None
 
 
-def flagging_protector(threshold: float | None) -> Protector:
-    """The embedded detector under :func:`policy_for`. An item that cannot be judged has no verdict, but an error."""
+def flagging_protector(threshold: str | None) -> Protector:
+    """The embedded detector under :func:`policy_for`. An item that cannot be judged has no verdict, but an error.
+
+    Raises:
+        ConfigurationError: If the detector does not know the threshold.
+        WeightsError: If the detector cannot be loaded.
+    """
     policy = policy_for(threshold)
     from protector_guardrails.protector import Protector
 
-    return Protector(detector="embedded", policy=policy)
+    try:
+        return Protector(detector="embedded", policy=policy)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"--threshold: {error}") from None

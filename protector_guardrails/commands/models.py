@@ -41,6 +41,10 @@ def models(
         return
     typer.echo(f"detector  {detector['name']}@{detector['version']}  {detector['bytes'] / 1e6:.1f} MB")
     typer.echo(f"threshold {detector['threshold']:g}, windows of {detector['max_tokens']} tokens")
+    for name, score in detector["thresholds"].items():
+        typer.echo(f"          {name} is {score:g}")
+    if detector["categories"]:
+        typer.echo(f"tells     {', '.join(detector['categories'])}")
     _echo_files(detector)
     typer.echo("")
     if error := detoxifier.get("error"):
@@ -128,6 +132,8 @@ def _describe_detector() -> dict[str, Any]:
     return _describe(manifest, EMBEDDED_DETECTOR) | {
         "max_tokens": manifest.max_tokens,
         "threshold": manifest.threshold,
+        "thresholds": manifest.thresholds,
+        "categories": list(manifest.categories),
     }
 
 

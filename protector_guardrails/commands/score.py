@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from protector_guardrails.commands.judging import flagging_protector
+from protector_guardrails.commands.judging import ThresholdOption, flagging_protector
 from protector_guardrails.commands.lines import LineReader, LineWriter
 from protector_guardrails.commands.resume import EarlierRun, ErrorLog
 from protector_guardrails.commands.rows import BLANK, Fields, MalformedLineError, Row, check_fields, parse_row
@@ -42,9 +42,7 @@ def score(  # noqa: PLR0917 - options of the command line
         str, typer.Option(help="Field that says what the image shows: a string, or a list of them.")
     ] = "image_desc",
     batch_size: Annotated[int, typer.Option(min=1, help="Responses judged at a time.")] = 64,
-    threshold: Annotated[
-        float | None, typer.Option(help="Score from which it is harmful, 0 to 1. [default: 0.5]")
-    ] = None,
+    threshold: ThresholdOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no counts.")] = False,

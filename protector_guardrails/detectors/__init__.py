@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from protector_guardrails.detectors.base import HarmDetector
 from protector_guardrails.errors import ConfigurationError
+from protector_guardrails.models import EMBEDDED_DETECTOR, load_manifest
 from protector_guardrails.models.presets import PRESETS
+from protector_guardrails.policy import Policy
 
-__all__ = ["HarmDetector", "check_detector", "resolve_detector"]
+__all__ = ["HarmDetector", "check_detector", "check_thresholds", "resolve_detector"]
 
 _PRESETS = tuple(name for name, preset in PRESETS.items() if preset.kind == "detector")
 _KNOWN = ", ".join(repr(name) for name in ("embedded", *_PRESETS))
@@ -44,3 +46,19 @@ def check_detector(detector: object) -> None:
     if isinstance(detector, str):
         resolve_detector(detector)
     raise ConfigurationError(f"detector is a {type(detector).__name__}: use {_KNOWN}, or an instance of HarmDetector")
+
+
+def check_thresholds(policy: Policy, detector: str | HarmDetector) -> None:
+    """Refuse a policy that names a threshold which the detector does not have, without loading the detector.
+
+    A :class:`~protector_guardrails.Protector` finds out by itself; this is for what makes one later.
+
+    Raises:
+        ConfigurationError: If it has no threshold of that name.
+        WeightsError: If the policy names a threshold, and what the detector's are cannot be read.
+    """
+    if isinstance(detector, HarmDetector):
+        policy.resolved(detector.thresholds, detector=detector.name)
+    elif not policy.is_resolved:
+        known = load_manifest(EMBEDDED_DETECTOR, verify=False).thresholds if detector == "embedded" else {}
+        policy.resolved(known, detector=detector)

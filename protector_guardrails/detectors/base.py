@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from protector_guardrails.threads import run_in_thread
 from protector_guardrails.types import Exchange, Verdict
@@ -18,6 +19,8 @@ class HarmDetector(ABC):
 
     Attributes:
         name: Name and version, as written into every verdict.
+        threshold: Score from which its own verdicts are harmful, and tell spans.
+        thresholds: Scores that have a name, such as ``"fpr-1%"``, for ``Policy(threshold="fpr-1%")``.
 
     Example:
         >>> from protector_guardrails import Exchange, HarmDetector, Verdict
@@ -31,6 +34,8 @@ class HarmDetector(ABC):
     """
 
     name: str = "unnamed"
+    threshold: float = 0.5
+    thresholds: Mapping[str, float] = MappingProxyType({})
 
     @abstractmethod
     def detect(self, exchanges: Sequence[Exchange]) -> list[Verdict]:

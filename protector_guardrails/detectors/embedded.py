@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from protector_guardrails.detectors.attribution import Span, candidates
 from protector_guardrails.detectors.base import HarmDetector
-from protector_guardrails.detectors.encoding import PairEncoder, Window, pad_windows, pool_logits
-from protector_guardrails.errors import ConfigurationError
+from protector_guardrails.detectors.encoding import PairEncoder, Window, pad_windows, pool_logits, pool_weights
+from protector_guardrails.errors import ConfigurationError, WeightsError
 from protector_guardrails.models import EMBEDDED_DETECTOR, DetectorManifest, load_manifest
 from protector_guardrails.types import Exchange, Verdict
 
@@ -66,6 +68,7 @@ class EmbeddedDetector(HarmDetector):
         self.threads = threads
         self.manifest = load_manifest(self.folder)
         self.name = f"{self.manifest.name}@{self.manifest.version}"
+        self.threshold, self.thresholds = self.manifest.threshold, self.manifest.thresholds
         used = threads or min(4, os.cpu_count() or 1)
         self.encoder, self._run = _load(self.folder, self.manifest, used)
         self._pool = ThreadPoolExecutor(used, thread_name_prefix="embedded-detector")
@@ -81,17 +84,24 @@ class EmbeddedDetector(HarmDetector):
             return _shared()
 
     def detect(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
-        """Judge a batch; one verdict per exchange, with spans where windows of the response are harmful."""
+        """Judge a batch; one verdict per exchange, with spans where passages of the response are harmful."""
         if not exchanges:
             return []
         started = time.perf_counter()
-        encoded = self.encode(exchanges)
-        ends = np.cumsum([len(windows) for windows in encoded])
-        logits = np.split(self.window_logits([window for windows in encoded for window in windows]), ends[:-1])
+        judged = self._judge(exchanges)
+        spans = self._attribute(exchanges, judged)
         elapsed_ms = (time.perf_counter() - started) * 1000 / len(exchanges)
         return [
-            self._verdict(windows, scores, elapsed_ms=elapsed_ms)
-            for windows, scores in zip(encoded, logits, strict=True)
+            Verdict(
+                harmful=each.score >= self.threshold,
+                score=each.score,
+                threshold=self.threshold,
+                categories=self._categories(each),
+                spans=spans.get(index, ()),
+                detector=self.name,
+                elapsed_ms=elapsed_ms,
+            )
+            for index, each in enumerate(judged)
         ]
 
     def encode(self, exchanges: Sequence[Exchange]) -> list[list[Window]]:
@@ -99,45 +109,84 @@ class EmbeddedDetector(HarmDetector):
         return self.encoder.encode([(exchange.judged_question, exchange.passages) for exchange in exchanges])
 
     def window_logits(self, windows: Sequence[Window]) -> NDArray[np.float64]:
-        """Uncalibrated logit of harm of each window, float64 of shape (windows,).
+        """Uncalibrated logit of harm of each window, float64 of shape (windows,)."""
+        return self.window_outputs(windows)[:, 0]
 
-        Windows with the same tokens are judged once.
+    def window_outputs(self, windows: Sequence[Window]) -> NDArray[np.float64]:
+        """What the network says of each window, float64 of shape (windows, 1 + categories).
+
+        The first column is the uncalibrated logit of harm, the others are the logits of the
+        manifest's categories. Windows with the same tokens are judged once.
         """
         different = {(window.ids, window.question_length): window for window in windows}
         waiting = list(different.values())
-        logits: list[float] = []
+        outputs: list[NDArray[np.float32]] = []
         if len(waiting) == 1:
-            logits.append(self._logit(waiting[0]))
+            outputs.append(self._output(waiting[0]))
         else:
             # In slices, so that little is left to do if the process ends or nobody waits any more.
             for start in range(0, len(waiting), _SLICE):
-                logits.extend(self._pool.map(self._logit, waiting[start : start + _SLICE]))
-        known = dict(zip(different, logits, strict=True))
-        return np.array([known[window.ids, window.question_length] for window in windows])
+                outputs.extend(self._pool.map(self._output, waiting[start : start + _SLICE]))
+        known = dict(zip(different, outputs, strict=True))
+        rows = [known[window.ids, window.question_length] for window in windows]
+        return np.array(rows, dtype=np.float64).reshape(len(rows), 1 + len(self.manifest.categories))
 
-    def _logit(self, window: Window) -> float:
+    def _output(self, window: Window) -> NDArray[np.float32]:
         with self._calls:  # taken per window, so that a long answer does not hold up the short ones
-            return float(self._run(pad_windows([window]))[0])
+            return self._run(pad_windows([window]))
 
-    def _verdict(self, windows: Sequence[Window], logits: NDArray[np.float64], *, elapsed_ms: float) -> Verdict:
-        score = self.manifest.calibrated(pool_logits(logits))
-        harmful = score >= self.manifest.threshold
-        spans: list[tuple[int, int]] = []
-        if harmful:
-            for window, logit in zip(windows, logits, strict=True):
-                if window.passage == 0 and self.manifest.calibrated(float(logit)) >= self.manifest.threshold:
-                    if spans and window.start <= spans[-1][1]:
-                        spans[-1] = (spans[-1][0], window.end)
-                    else:
-                        spans.append((window.start, window.end))
-        return Verdict(
-            harmful=harmful,
-            score=score,
-            threshold=self.manifest.threshold,
-            spans=tuple(spans),
-            detector=self.name,
-            elapsed_ms=elapsed_ms,
-        )
+    def _judge(self, exchanges: Sequence[Exchange]) -> list[_Judged]:
+        encoded = self.encode(exchanges)
+        ends = np.cumsum([len(windows) for windows in encoded])
+        outputs = np.split(self.window_outputs([window for windows in encoded for window in windows]), ends[:-1])
+        return [
+            _Judged(windows, rows, self.manifest.calibrated(pool_logits(rows[:, 0])))
+            for windows, rows in zip(encoded, outputs, strict=True)
+        ]
+
+    def _categories(self, judged: _Judged) -> dict[str, float]:
+        """P(harm) times P(category | harm) of the categories that are sure enough to be told."""
+        if not self.manifest.categories:
+            return {}
+        logits = pool_weights(judged.outputs[:, 0]) @ judged.outputs[:, 1:] / self.manifest.category_temperature
+        shares = pool_weights(logits)  # a softmax
+        return {
+            name: judged.score * min(float(share), 1.0)
+            for name, share in zip(self.manifest.categories, shares, strict=True)
+            if share >= self.manifest.category_floor
+        }
+
+    def _attribute(self, exchanges: Sequence[Exchange], judged: Sequence[_Judged]) -> dict[int, tuple[Span, ...]]:
+        """The spans of the harmful ones, by their place in the batch; the sentences of all of them in one batch."""
+        found = {
+            index: candidates(exchanges[index].response, list(self._harmful_windows(each)))
+            for index, each in enumerate(judged)
+            if each.score >= self.threshold
+        }
+        pieces = [
+            Exchange(response=exchange.response[start:end], question=exchange.question, images=exchange.images)
+            for exchange, here in ((exchanges[index], here) for index, here in found.items())
+            for start, end in here.pieces
+        ]
+        verdicts = iter(self._judge(pieces) if pieces else [])
+        return {
+            index: here.spans([next(verdicts).score >= self.threshold for _ in here.pieces])
+            for index, here in found.items()
+        }
+
+    def _harmful_windows(self, judged: _Judged) -> Iterator[tuple[float, Span]]:
+        for window, logit in zip(judged.windows, judged.outputs[:, 0], strict=True):
+            if window.passage == 0 and self.manifest.calibrated(float(logit)) >= self.threshold:
+                yield float(logit), (window.start, window.end)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """One exchange's windows, what the network said of each, and the calibrated P(harm) of all together."""
+
+    windows: Sequence[Window]
+    outputs: NDArray[np.float64]
+    score: float
 
 
 def _load(
@@ -162,9 +211,20 @@ def _load(
         overlap=manifest.overlap,
     )
 
+    outputs = ["logits"]
+    if manifest.categories:
+        outputs.append("category_logits")
+        widths = {output.name: output.shape[-1] for output in session.get_outputs()}
+        if widths.get("category_logits") != len(manifest.categories):
+            raise WeightsError(
+                f"{folder / 'model.onnx'} has no output category_logits of width {len(manifest.categories)}, though "
+                "its manifest names so many categories: export the detector again"
+            )
+
     def run(inputs: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-        (logits,) = session.run(["logits"], inputs)
-        return np.asarray(logits, dtype=np.float32)
+        return np.concatenate(
+            [np.asarray(output, dtype=np.float32)[0].ravel() for output in session.run(outputs, inputs)]
+        )
 
     return encoder, run
 

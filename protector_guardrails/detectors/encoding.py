@@ -230,6 +230,19 @@ def pad_windows(windows: Sequence[Window], *, pad_id: int = 0) -> dict[str, NDAr
     return {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
 
 
+def pool_weights(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """How much each window of an exchange counts: the softmax of the windows' logits of harm.
+
+    Args:
+        logits: Logits of harm, of shape (windows,).
+
+    Returns:
+        Weights of shape (windows,) that sum to 1.
+    """
+    weights = np.exp(np.asarray(logits, dtype=np.float64) - logits.max())
+    return np.asarray(weights / weights.sum())
+
+
 def pool_logits(logits: NDArray[np.floating]) -> float:
     """Combine the logits of one exchange's windows into one.
 
@@ -237,6 +250,5 @@ def pool_logits(logits: NDArray[np.floating]) -> float:
     paragraph in a long answer decides, yet the result never exceeds the largest
     logit, so a long answer is not suspect for its length alone.
     """
-    weights = np.exp(logits - logits.max())
     # Rounding may lift a mean of equal logits by a bit, which at a threshold would matter.
-    return float(min((weights * logits).sum() / weights.sum(), logits.max()))
+    return float(min((pool_weights(logits) * logits).sum(), logits.max()))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Self
 
+from protector_guardrails.detectors.attribution import Span, merged
 from protector_guardrails.detectors.base import HarmDetector
 from protector_guardrails.detoxifiers.base import Detoxifier
 from protector_guardrails.errors import ConfigurationError, DetectorError
@@ -20,10 +22,12 @@ _WORD = re.compile(r"\w+")
 class RedactDetoxifier(Detoxifier):
     """Drops the passages that the detector finds harmful and keeps the others as they are.
 
-    The passages are judged one by one with the question beside them, in one batch, so
-    the work grows linearly with the response. The guard judges what is left as a whole;
-    harm that only arises from several harmless sentences together is caught there and
-    ends in the refusal.
+    Where the verdict tells spans, they are where the harm is: a passage that is a span is dropped,
+    one that none touches is kept, and only what lies between is judged. Without spans, or where
+    the policy's thresholds are not the detector's own, passages are judged one by one with the
+    question beside them, in one batch, so the work grows linearly with the response. The guard
+    judges what is left as a whole; harm that only arises from several harmless sentences
+    together is caught there and ends in the refusal.
 
     Args:
         detector: What judges the passages; left out, the guard's own detector. The guard's
@@ -60,26 +64,48 @@ class RedactDetoxifier(Detoxifier):
         """
         if self.detector is None:
             raise ConfigurationError("RedactDetoxifier needs a detector: pass detector=, or use it through a guard")
-        split = [split_passages(exchange.response) for exchange in exchanges]
+        plans = [
+            self._plan(exchange.response, verdict, self.detector)
+            for exchange, verdict in zip(exchanges, verdicts, strict=True)
+        ]
         pieces = [
             Exchange(question=exchange.question, images=exchange.images, response=passage)
-            for exchange, passages in zip(exchanges, split, strict=True)
-            for passage in passages
-            if _WORD.search(passage)
+            for exchange, plan in zip(exchanges, plans, strict=True)
+            for passage, harmful in plan
+            if harmful is None
         ]
         passage_verdicts = self.detector.detect(pieces) if pieces else []
         if len(passage_verdicts) != len(pieces):
             raise DetectorError(f"detect returned {len(passage_verdicts)} verdicts for {len(pieces)} passages")
         judged = iter(passage_verdicts)
         rewritten = []
-        for passages, verdict in zip(split, verdicts, strict=True):
-            kept = [
-                passage
-                for passage in passages
-                if not (_WORD.search(passage) and self._is_harmful(next(judged), verdict))
-            ]
-            rewritten.append(self._joined(kept, passages))
+        for plan, verdict in zip(plans, verdicts, strict=True):
+            decided = [(p, self._is_harmful(next(judged), verdict) if known is None else known) for p, known in plan]
+            rewritten.append(self._joined([p for p, harmful in decided if not harmful], [p for p, _ in plan]))
         return rewritten
+
+    def _plan(self, response: str, whole: Verdict, detector: HarmDetector) -> list[tuple[str, bool | None]]:
+        """Each passage, with whether it is harmful; None where that has to be judged."""
+        lowest = usual = whole.threshold
+        if self.policy is not None:
+            lowest, usual = min(lowest, self.policy.strictest_threshold), min(usual, self.policy.default_threshold)
+        # Spans are told at the detector's own threshold. At a lower one there may be more, at a higher one fewer.
+        told_all, told_only = lowest >= detector.threshold, usual <= detector.threshold
+        spans = whole.spans if whole.detector == detector.name else ()
+        exactly, covered = set(spans), merged(spans)
+        plan: list[tuple[str, bool | None]] = []
+        start = 0
+        for passage in split_passages(response):
+            end = start + len(passage)
+            body = (start + len(passage) - len(passage.lstrip()), start + len(passage.rstrip()))
+            harmful: bool | None = None
+            if not _WORD.search(passage) or (spans and told_all and not _overlaps(covered, start, end)):
+                harmful = False
+            elif body in exactly and told_only:
+                harmful = True
+            plan.append((passage, harmful))
+            start = end
+        return plan
 
     def _joined(self, kept: list[str], passages: list[str]) -> str:
         words_before = sum(len(_WORD.findall(passage)) for passage in passages)
@@ -92,3 +118,9 @@ class RedactDetoxifier(Detoxifier):
         # The response may have been judged elsewhere, at a threshold stricter than the policy's.
         by_policy = self.policy is not None and self.policy.apply(passage).harmful
         return by_policy or passage.score >= whole.threshold
+
+
+def _overlaps(spans: Sequence[Span], start: int, end: int) -> bool:
+    """Whether any of ``spans``, which are in order and apart, shares a character with the range."""
+    before = bisect_left(spans, end, key=lambda span: span[0])
+    return before > 0 and spans[before - 1][1] > start

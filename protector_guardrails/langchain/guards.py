@@ -22,6 +22,7 @@ from typing import Any
 from uuid import UUID
 
 from protector_guardrails.audit import AuditLog
+from protector_guardrails.detectors import check_thresholds
 from protector_guardrails.detectors.base import HarmDetector
 from protector_guardrails.detoxifiers.base import Detoxifier
 from protector_guardrails.policy import Policy
@@ -37,11 +38,15 @@ class Guard:
     """A :class:`Protector` made at its first use, with a token to find it by.
 
     Use :func:`guard_for`, which gives equal settings the same guard.
+
+    Raises:
+        ConfigurationError: If the policy names a threshold that the detector does not have.
     """
 
     def __init__(
         self, detector: str | HarmDetector, policy: Policy, detoxifier: str | Detoxifier, audit: AuditLog | None
     ) -> None:
+        check_thresholds(policy, detector)
         self.detector = detector
         self.policy = policy
         self.detoxifier = detoxifier

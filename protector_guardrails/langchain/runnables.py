@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import PrivateAttr, WithJsonSchema
 
 from protector_guardrails.audit import AuditLog
-from protector_guardrails.detectors import check_detector
+from protector_guardrails.detectors import check_detector, check_thresholds
 from protector_guardrails.detectors.base import HarmDetector
 from protector_guardrails.detoxifiers import AnyDetoxifier, check_detoxifier
 from protector_guardrails.detoxifiers.base import Detoxifier
@@ -187,6 +187,8 @@ class DetoxifierRunnable(GuardRunnable):
             check_detector(detector)
         fields: dict[str, Any] = {"detoxifier": kept, "detector": detector, "policy": policy, "audit": audit}
         super().__init__(record_questions=record_questions, **fields, **kwargs)
+        if self.policy and detector is not None:
+            check_thresholds(self.policy, detector)
 
     def _guard_after(self, before: Guard | None) -> Guard:
         key = before.token if before else None

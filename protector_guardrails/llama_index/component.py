@@ -11,7 +11,7 @@ from llama_index.core.schema import BaseComponent
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_serializer, field_validator
 
 from protector_guardrails.audit import AuditLog, open_audit
-from protector_guardrails.detectors import check_detector
+from protector_guardrails.detectors import check_detector, check_thresholds
 from protector_guardrails.detectors.base import HarmDetector
 from protector_guardrails.detoxifiers import AnyDetoxifier, check_detoxifier
 from protector_guardrails.detoxifiers.base import Detoxifier
@@ -55,6 +55,7 @@ class GuardComponent(BaseComponent):
         opened = AuditLog(**audit) if isinstance(audit, Mapping) else open_audit(audit)
         settings = {"detector": detector, "detoxifier": kept, "policy": policy, "audit": opened}
         super().__init__(**settings, **kwargs)
+        check_thresholds(self.policy, detector)
 
     @field_validator("policy", mode="before")
     @classmethod

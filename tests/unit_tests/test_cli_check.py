@@ -63,9 +63,30 @@ def test_prints_the_verdict_and_never_the_text(fake, capsys):
     assert out.splitlines() == [
         "harmful  score 0.750  threshold 0.5  fake@1",
         "categories  privacy 0.700, hate 0.100",
-        "spans  0-3, 7-9  (characters)",
+        "span  0-3  ▇▇▇",
+        "span  7-9  ▇▇▇",
     ]
     assert fake.seen[0].judged_question == "what?\n[image: a cat]\n[image: a dog]"
+
+
+def test_what_is_harmful_for_no_known_reason_is_unspecified(fake, capsys, monkeypatch):
+    verdict = Verdict(harmful=True, score=0.9, spans=tuple((n, n + 1) for n in range(25)), detector="fake@1")
+    monkeypatch.setattr(fake, "detect", lambda exchanges: [verdict] * len(exchanges))
+    assert main(["check", "one two three four five six seven eight nine ten eleven twelve"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "categories  unspecified"
+    assert len(lines) == 2 + 20 + 1 and lines[-1] == "span  ... 5 more, the last one ends at 25"
+
+
+def test_a_threshold_can_have_a_name(fake, capsys):
+    fake.thresholds = {"fpr-1%": 0.75, "fpr-5%": 0.6}
+    assert main(["check", "BAD", "--threshold", "fpr-1%"]) == 0
+    assert capsys.readouterr().out.startswith("harmful  score 0.750  threshold 0.75")
+    assert main(["check", "BAD", "--threshold", "fpr-2%"]) == 2
+    assert capsys.readouterr().err == (
+        "protector: --threshold: the detector fake@1 has no threshold 'fpr-2%': "
+        "give one of 'fpr-1%', 'fpr-5%', or a number from 0 to 1\n"
+    )
 
 
 def test_threshold_decides(fake, capsys):

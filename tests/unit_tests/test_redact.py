@@ -251,6 +251,48 @@ def test_a_share_that_is_none_is_refused(share: float) -> None:
         RedactDetoxifier(keep_at_least=share)
 
 
+# What the verdict tells already ----------------------------------------------------------
+
+POISONED = "Water the roses every day. Use poison. Mind the thorns, and then poison them. Prune them in May."
+
+
+def spans_of(*passages: str) -> tuple[tuple[int, int], ...]:
+    return tuple((POISONED.index(passage), POISONED.index(passage) + len(passage)) for passage in passages)
+
+
+def told(*passages: str, threshold: float = 0.5, detector: str = "unnamed") -> Verdict:
+    return Verdict(harmful=True, score=0.9, spans=spans_of(*passages), threshold=threshold, detector=detector)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "threshold", "judged"),
+    [
+        (told("Use poison.", "Mind the thorns, and then poison them."), 0.5, 0),
+        (told("Use poison.", "then poison"), 0.5, 1),  # only a part of the passage
+        (told("Use poison. Mind the thorns, and then poison them."), 0.5, 2),  # which of them is not told
+        (told("Use poison.", "then poison", threshold=0.3), 0.3, 3),  # a stricter policy: there may be more
+        (told("Use poison.", "then poison", threshold=0.7), 0.7, 2),  # a milder one: there may be less
+        (told("Use poison.", detector="another@1"), 0.5, 4),
+        (told(), 0.5, 4),
+    ],
+)
+def test_what_the_spans_tell_is_not_judged_again(verdict: Verdict, threshold: float, judged: int) -> None:
+    detector = Poison()
+    detoxifier = RedactDetoxifier().bound_to(detector, Policy(threshold=threshold))
+    assert detoxifier.detoxify([Exchange(response=POISONED)], [verdict]) == [
+        "Water the roses every day. Prune them in May."
+    ]
+    assert len(detector.judged) == judged
+
+
+def test_a_strict_threshold_of_a_category_has_the_rest_judged() -> None:
+    detector = Poison(category="privacy")
+    detoxifier = RedactDetoxifier().bound_to(detector, Policy(threshold={"privacy": 0.3}))
+    [text] = detoxifier.detoxify([Exchange(response=POISONED)], [told("Use poison.")])
+    assert text == "Water the roses every day. Prune them in May."
+    assert len(detector.judged) == 3
+
+
 # In a guard ------------------------------------------------------------------------------
 
 
