@@ -32,7 +32,7 @@ def defense(  # noqa: PLR0917 - options of the command line
         typer.Option(
             metavar="SPEC",
             help="Who is asked: package.module:object or PROVIDER:MODEL (LangChain), transformers:FOLDER, or "
-            "recorded:FILE.",
+            "recorded:FILE; recorded alone: the answers beside the questions.",
         ),
     ],
     report: Annotated[

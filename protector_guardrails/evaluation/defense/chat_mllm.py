@@ -12,7 +12,7 @@ from langchain_core.runnables import Runnable
 
 from protector_guardrails.errors import ConfigurationError
 from protector_guardrails.evaluation.defense.cases import Case
-from protector_guardrails.evaluation.defense.images import UnreadableImageError, read_image
+from protector_guardrails.evaluation.defense.images import check_askable, read_image
 from protector_guardrails.langchain.messages import read_response
 from protector_guardrails.langchain.private import models_in
 from protector_guardrails.threads import run_in_thread
@@ -52,11 +52,10 @@ def message_of(case: Case) -> HumanMessage:
     """The message that asks a case: its text, and its image in a block of LangChain's standard form.
 
     Raises:
-        UnanswerableError: If the image cannot be read, or only a description of it is there.
+        UnanswerableError: If the image cannot be read, only a description of it is there, or there is no question.
     """
+    check_askable(case)
     if case.image is None:
-        if case.description is not None:
-            raise UnreadableImageError("the image is not there, only its description")
         return HumanMessage(content=case.question)
     data, mime_type, _ = read_image(case.image)
     image = {"type": "image", "base64": base64.b64encode(data).decode("ascii"), "mime_type": mime_type}

@@ -27,7 +27,7 @@ def read_own(path: Path) -> Found:
     Field          Meaning
     ============== ================================================================================
     ``id``         unique; made of the file's name and the row's place if there is none
-    ``question``   what is asked; may be missing if there is an image
+    ``question``   what is asked; may be missing if there is an image or a recorded answer
     ``image``      path relative to the folder, of a file inside it
     ``image_desc`` what the image shows, in words
     ``scenario``   what it is about; ``category`` or ``source`` stands in for it
@@ -40,7 +40,8 @@ def read_own(path: Path) -> Found:
     Other fields are not read, so a file of recorded answers (``response``, ``model``,
     ``harmful``) is a benchmark too. There ``kind`` is a label of the answer and is not the
     case's, and ``label_kind: "benign-prompt"`` says that a question is benign; where nobody
-    says so it counts as an attack. An answer to a question that is not told is left out.
+    says so it counts as an attack. Of an answer whose question is not told the answer alone
+    is guarded and judged; a model cannot be asked it.
 
     Raises:
         ConfigurationError: If there is no case, or a row is not as described; says where.
@@ -51,12 +52,10 @@ def read_own(path: Path) -> Found:
     root = file.parent
     cases: list[Case] = []
     missing: Counter[str] = Counter()
-    unasked = 0
+    untold = 0
     for place, record in read_records(file):
         try:
-            if _is_mere_answer(record):
-                unasked += 1
-                continue
+            untold += _is_mere_answer(record)
             case = case_in(record, root=root, otherwise=_id_of(file, place))
             if case is None:
                 missing[_scenario(record)] += 1
@@ -65,8 +64,8 @@ def read_own(path: Path) -> Found:
         except (MalformedRecordError, ConfigurationError) as error:
             raise ConfigurationError(f"{file}, {place}: {error}") from error
     problems = missing_images(missing)
-    if unasked:
-        problems.append(f"{unasked:,} answers are left out, since their question is not told.")
+    if untold:
+        problems.append(f"The question of {untold:,} answers is not told, so the answers are judged by themselves.")
     if not cases:
         raise ConfigurationError(f"{file} holds no case that can be asked. {' '.join(problems)}".strip())
     return Found(root=root, files=[file], cases=cases, problems=problems)
@@ -104,7 +103,7 @@ def case_in(record: Record, *, root: Path, otherwise: str) -> Case | None:
         if image is None:
             return None
     question, description = text_of(record, "question"), text_of(record, "image_desc")
-    if question is None and image is None:
+    if question is None and image is None and not _is_mere_answer(record):
         raise MalformedRecordError("neither a 'question' nor an 'image'")
     is_labelled_answer = "label_kind" in record or "harmful" in record
     kind = None if is_labelled_answer else text_of(record, "kind")

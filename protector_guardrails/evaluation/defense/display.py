@@ -88,9 +88,9 @@ def _by_arm(rows: Iterable[AttackRates]) -> dict[tuple[str, str, str], dict[Arm,
 
 def _table(first: str, second: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, min_width=18)
+    table.add_column(first, min_width=10)
     for column in (second, *_ARMS.values()):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 

@@ -1,4 +1,4 @@
-"""Reading the image of a case: nothing but a file on disk, in a form that models take, of a sane size."""
+"""The image of a case: nothing but a file on disk, in a form that models take, of a sane size."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from protector_guardrails.evaluation.defense.mllms import UnanswerableError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from protector_guardrails.evaluation.defense.cases import Case
+
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MOST_BYTES = 40 << 20
 MOST_PIXELS = 40_000_000
@@ -18,6 +20,19 @@ MOST_PIXELS = 40_000_000
 
 class UnreadableImageError(UnanswerableError):
     """The image of a case is missing, damaged, too large, or in no form that models take."""
+
+
+def check_askable(case: Case) -> None:
+    """See that what a case asks is there; of recorded answers only parts of it may be known.
+
+    Raises:
+        UnreadableImageError: If only a description of its image is there.
+        UnanswerableError: If there is neither a question nor an image.
+    """
+    if case.image is None and case.description is not None:
+        raise UnreadableImageError("the image is not there, only its description")
+    if case.image is None and not case.question:
+        raise UnanswerableError("the question is not told, only a recorded answer to it")
 
 
 def read_image(path: Path) -> tuple[bytes, str, Image]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from protector_guardrails.evaluation.defense.cases import Answer, Case
 
@@ -10,8 +11,25 @@ Asked = tuple[str, Case]
 """The name of a benchmark and one of its cases."""
 
 
-def join(asked: Iterable[Asked], answers: Iterable[Answer]) -> Iterator[tuple[str, Case, str]]:
-    """Benchmark, case and response, in the order of the answers.
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer beside its question.
+
+    Attributes:
+        benchmark: Name of the benchmark.
+        case: The case.
+        model: Who answered.
+        response: The answer.
+    """
+
+    benchmark: str
+    case: Case
+    model: str
+    response: str
+
+
+def join(asked: Iterable[Asked], answers: Iterable[Answer]) -> Iterator[Reply]:
+    """Answers with their questions, in the order of the answers.
 
     In memory is what lies between a case and its answer: little where answers come in about the
     order of the cases, as they do. Answers without a response and answers of other cases are left out.
@@ -31,4 +49,5 @@ def join(asked: Iterable[Asked], answers: Iterable[Answer]) -> Iterator[tuple[st
                 break
             waiting[following[1].id] = following
         if (found := waiting.pop(answer.case, None)) is not None:
-            yield *found, answer.response
+            benchmark, case = found
+            yield Reply(benchmark, case, answer.model, answer.response)

@@ -9,7 +9,7 @@ from typing import Any
 
 from protector_guardrails.errors import ConfigurationError, WeightsError
 from protector_guardrails.evaluation.defense.cases import Case
-from protector_guardrails.evaluation.defense.images import UnreadableImageError, read_image
+from protector_guardrails.evaluation.defense.images import check_askable, read_image
 from protector_guardrails.evaluation.defense.mllms import one_line
 from protector_guardrails.threads import run_in_thread
 
@@ -69,19 +69,18 @@ class LocalMllm:
         """The text of its answer.
 
         Raises:
-            UnanswerableError: If the case's image cannot be shown.
+            UnanswerableError: If the case's image cannot be shown, or there is nothing to ask.
         """
         return await run_in_thread(self._answer, case)
 
     def _answer(self, case: Case) -> str:
         import torch
 
+        check_askable(case)
         content: list[dict[str, Any]] = []
         if case.image is not None:
             _, _, picture = read_image(case.image)
             content.append({"type": "image", "image": picture.convert("RGB")})
-        elif case.description is not None:
-            raise UnreadableImageError("the image is not there, only its description")
         if case.question:
             content.append({"type": "text", "text": case.question})
         with self._lock, torch.inference_mode():

@@ -12,7 +12,10 @@ from protector_guardrails.errors import ConfigurationError, MissingExtraError, P
 if TYPE_CHECKING:
     from protector_guardrails.evaluation.defense.cases import Case
 
-_FORMS = "use package.module:object, PROVIDER:MODEL, transformers:FOLDER, or recorded:FILE"
+RECORDED = "recorded"
+"""Stands for the answers beside the questions; before a colon, for those in a file."""
+
+_FORMS = "use package.module:object, PROVIDER:MODEL, transformers:FOLDER, recorded:FILE, or recorded"
 _ROWS = (".jsonl", ".jsonl.gz", ".jsonl.xz")
 
 
@@ -66,7 +69,7 @@ def load_mllm(spec: str) -> Mllm:
         'gpt-4o-mini'
     """
     before, colon, after = spec.partition(":")
-    if before == "recorded" and colon:
+    if before == RECORDED and colon:
         return _recorded(after)
     if spec.endswith(_ROWS) and Path(spec).is_file():
         return _recorded(spec)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from protector_guardrails.errors import ConfigurationError
 from protector_guardrails.evaluation.defense.cases import Answer, Case
-from protector_guardrails.evaluation.defense.directory import rows_with_ids, stem
+from protector_guardrails.evaluation.defense.directory import CASES, rows_with_ids, stem
 from protector_guardrails.evaluation.defense.mllms import UnanswerableError
 from protector_guardrails.evaluation.rows import MalformedRecordError, model_name, text_of
 from protector_guardrails.evaluation.tables import Record
@@ -33,7 +34,7 @@ class RecordedMllm:
     than the case's is not taken, though its id be the same.
 
     Args:
-        path: JSON Lines, plain or compressed.
+        paths: JSON Lines, plain or compressed.
 
     Raises:
         ConfigurationError: If it cannot be read, holds no answer, or two answers to one case.
@@ -41,10 +42,19 @@ class RecordedMllm:
 
     concurrency: int | None = None
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, *paths: Path) -> None:
+        self._recorded: dict[str, _Recorded] = {}
+        for path in paths:
+            self._read(path)
+        if not self._recorded:
+            raise ConfigurationError(f"{', '.join(map(str, paths))} holds no recorded answers")
+        models = {read.answer.model for read in self._recorded.values()}
+        self.name = models.pop() if len(models) == 1 else f"{len(models)} models"
+        self.fingerprint = " ".join(sha256_of(path) for path in paths)
+
+    def _read(self, path: Path) -> None:
         if not path.is_file():
             raise ConfigurationError(f"{path} is not a file of recorded answers")
-        self._recorded: dict[str, _Recorded] = {}
         for place, told_id, record in rows_with_ids(path):
             try:
                 is_ours = "case" in record and "asked" in record
@@ -56,11 +66,6 @@ class RecordedMllm:
             if not is_ours and read.answer.case in self._recorded:
                 raise ConfigurationError(f"{path}, {place}: a second answer to the case {read.answer.case[:80]!r}")
             self._recorded[read.answer.case] = read  # of a run's answers the last one counts
-        if not self._recorded:
-            raise ConfigurationError(f"{path} holds no recorded answers")
-        models = {read.answer.model for read in self._recorded.values()}
-        self.name = models.pop() if len(models) == 1 else f"{len(models)} models"
-        self.fingerprint = sha256_of(path)
 
     async def answer(self, case: Case) -> str:
         """The recorded answer.
@@ -89,6 +94,22 @@ class RecordedMllm:
         ):
             raise NoRecordedAnswerError("the answer recorded under the case's id is to another question")
         return read.answer
+
+
+def recorded_beside(questions: Iterable[Path]) -> RecordedMllm:
+    """The answers that stand in the rows of benchmarks in our own form, beside the questions.
+
+    Args:
+        questions: The benchmarks' files and folders.
+
+    Raises:
+        ConfigurationError: If there are none.
+    """
+    files = [path / CASES if path.is_dir() else path for path in questions]
+    own = [file for file in files if file.is_file() and not file.name.endswith(".json")]
+    if not own:
+        raise ConfigurationError("no benchmark is a file of recorded answers: name one with recorded:FILE")
+    return RecordedMllm(*own)
 
 
 def _of_a_run(record: Record) -> _Recorded | None:

@@ -87,6 +87,28 @@ class AttackRates(Part):
     prevented: Estimate | None = None
 
 
+class ModelRates(Part):
+    """How attacks on one model fared, where answers of several were recorded.
+
+    Attributes:
+        model: The model that answered.
+        arm: With which guard.
+        judge: Name of the judge.
+        cases: Attacks that it answered.
+        judged: As in :class:`AttackRates`, like what follows.
+        success: Attack success rate.
+        prevented: Share of the successes that the guard prevents; None for ``"none"``.
+    """
+
+    model: str
+    arm: Arm
+    judge: str
+    cases: int
+    judged: int
+    success: Estimate
+    prevented: Estimate | None = None
+
+
 class RefusalRates(Part):
     """How often an answer is a refusal, by its words or because the guard's own refusal left.
 
@@ -259,6 +281,7 @@ class DefenseEvaluation(Part):
         answered: What the model answered.
         judges: Who judged.
         attacks: Attack success: all, by benchmark, by kind, by scenario, by scenario and kind; per arm and judge.
+        by_model: Attack success by the model that answered, where there are several.
         refusals: Refusals, of attacks and of benign questions.
         benign: What the guard costs harmless questions.
         added_time: Milliseconds added.
@@ -273,6 +296,7 @@ class DefenseEvaluation(Part):
     answered: Answered
     judges: list[JudgeResult]
     attacks: list[AttackRates]
+    by_model: list[ModelRates] = Field(default_factory=list)
     refusals: list[RefusalRates]
     benign: list[BenignCost]
     added_time: list[AddedTime]

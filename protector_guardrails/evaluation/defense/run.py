@@ -20,12 +20,13 @@ from protector_guardrails.evaluation.defense.answering import answer_all
 from protector_guardrails.evaluation.defense.arms import Guard, Guarded, described, load_detoxifier
 from protector_guardrails.evaluation.defense.benchmarks import open_benchmarks
 from protector_guardrails.evaluation.defense.cases import Benchmark, Case
-from protector_guardrails.evaluation.defense.joining import Asked, join
+from protector_guardrails.evaluation.defense.joining import Asked, Reply, join
 from protector_guardrails.evaluation.defense.judge_specs import headline_judge, is_own, load_judges
 from protector_guardrails.evaluation.defense.judges import JudgedText, Panel
 from protector_guardrails.evaluation.defense.measures import Measured, Measures
-from protector_guardrails.evaluation.defense.mllms import load_mllm
+from protector_guardrails.evaluation.defense.mllms import RECORDED, load_mllm
 from protector_guardrails.evaluation.defense.notes import notes_on
+from protector_guardrails.evaluation.defense.recorded import recorded_beside
 from protector_guardrails.evaluation.defense.results import (
     ARMS,
     Answered,
@@ -75,7 +76,8 @@ def evaluate_defense(
 
     Args:
         benchmarks: What is asked, see :func:`~.benchmarks.open_benchmarks`.
-        mllm: Who is asked, see :func:`~.mllms.load_mllm`.
+        mllm: Who is asked, see :func:`~.mllms.load_mllm`; ``"recorded"``: nobody, the answers stand beside the
+            questions.
         report: Folder for all that is found; made if there is none. It holds the answers, harmful ones too.
         judges: Who judges, see :func:`~.judge_specs.load_judges`.
         detector: The guard's detector: ``"embedded"``, an import path, or a detector.
@@ -103,12 +105,12 @@ def evaluate_defense(
         [0.62, 0.12, 0.12]
     """
     require_extra("evaluating a defence")
-    policy = policy or Policy()
     guarding = named(detector.name, detector) if isinstance(detector, HarmDetector) else load_detector(detector)
+    policy = (policy or Policy()).resolved(guarding.detector.thresholds, detector=guarding.detector.name)
     rewriting = load_detoxifier(detoxifier)
     who = load_judges(judges, concurrency=concurrency)
     asked = _Questions(open_benchmarks([*benchmarks, *benign], limit=limit, kinds=kinds), benign_from=len(benchmarks))
-    model = load_mllm(mllm)
+    model = recorded_beside(asked.paths) if mllm == RECORDED else load_mllm(mllm)
     folder = _folder(Path(report), resume=resume)
 
     (folder / ANSWERS).touch()
@@ -151,6 +153,7 @@ def evaluate_defense(
         answered=_answered(mllm, model.name, log, measures),
         judges=panel.results(),
         attacks=measures.attacks(),
+        by_model=measures.by_model(),
         refusals=measures.refusals(),
         benign=measures.benign(),
         added_time=measures.added_time(),
@@ -174,6 +177,11 @@ class _Questions:
         for number, benchmark in enumerate(self._benchmarks):
             for case in benchmark:
                 yield benchmark.name, replace(case, benign=True) if number >= self._benign_from else case
+
+    @property
+    def paths(self) -> list[Path]:
+        """Their files and folders."""
+        return [benchmark.path for benchmark in self._benchmarks]
 
     @property
     def undescribed(self) -> int:
@@ -200,18 +208,18 @@ class _Questions:
 
 
 def _measured(
-    answered: Iterator[tuple[str, Case, str]], guard: Guard, panel: Panel, progress: Callable[[int], None]
+    answered: Iterator[Reply], guard: Guard, panel: Panel, progress: Callable[[int], None]
 ) -> Iterator[Measured]:
     """Guard and judge every answer, a batch at a time."""
     while batch := list(islice(answered, BATCH)):
-        guarded = [guard.guard(case, response) for _, case, response in batch]
+        guarded = [guard.guard(one.case, one.response) for one in batch]
         texts = [
-            _texts(case, left) if not case.benign else [] for (_, case, _), left in zip(batch, guarded, strict=True)
+            _texts(one.case, left) if not one.case.benign else [] for one, left in zip(batch, guarded, strict=True)
         ]
         opinions = iter(panel.ask([text for some in texts for text in some]))
-        for (benchmark, case, _), left, some in zip(batch, guarded, texts, strict=True):
+        for one, left, some in zip(batch, guarded, texts, strict=True):
             said = {arm: opinion for text in some for opinion in [next(opinions)] for arm in text.arms}
-            yield Measured(benchmark=benchmark, case=case, guarded=left, opinions=said)
+            yield Measured(benchmark=one.benchmark, case=one.case, model=one.model, guarded=left, opinions=said)
         progress(len(batch))
 
 

@@ -9,7 +9,7 @@ import io
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 from xml.etree import ElementTree
@@ -157,18 +157,19 @@ def rates(
     """
     thick, gap = 11.0, 14.0
     height = len(groups) * (thick * len(series) + gap)
+    end = _end_of_axis(one for _, estimates in groups for one in estimates)
     with _drawing(_WIDTH, height + 75) as figure:
         axes = figure.subplots()
         for number, (_, estimates) in enumerate(groups):
             top = number * (thick * len(series) + gap) + gap / 2
             for index, estimate in enumerate(estimates):
                 middle = top + (index + 0.5) * thick
-                _bar(axes, middle, thick * 0.86, estimate, _SERIES[index % len(_SERIES)])
+                _bar(axes, middle, thick * 0.86, estimate, _SERIES[index % len(_SERIES)], end=end)
         middles = [(number + 0.5) * (thick * len(series) + gap) for number in range(len(groups))]
         axes.set_yticks(middles, [_wrapped(group) for group, _ in groups])
         axes.tick_params(axis="y", length=0)
-        axes.set(xlim=(0, 114), xticks=range(0, 101, 20), ylim=(height, 0), xlabel=label)
-        axes.xaxis.set_major_formatter("{x:.0f}\u00a0%")
+        axes.set(xlim=(0, 114 * end), xticks=[20 * end * step for step in range(6)], ylim=(height, 0), xlabel=label)
+        axes.xaxis.set_major_formatter("{x:g}\u00a0%")
         axes.grid(visible=False, axis="y")
         handles = [
             axes.barh(-100, 1, color=_SERIES[index % len(_SERIES)], alpha=_PALE, label=one)
@@ -224,15 +225,21 @@ def _whisker(axes: Axes, at: float, estimate: Estimate, colour: str, *, vertical
     axes.plot(*line, color=colour, linewidth=1.2, solid_capstyle="butt")
 
 
-def _bar(axes: Axes, middle: float, thick: float, estimate: Estimate | None, colour: str) -> None:
+def _end_of_axis(estimates: Iterable[Estimate | None]) -> float:
+    """Where the axis of shares ends, so that small ones can be told apart."""
+    most = max((one.high or one.value or 0.0 for one in estimates if one is not None), default=0.0)
+    return next(end for end in (0.1, 0.25, 0.5, 1.0) if most <= end or end == 1.0)
+
+
+def _bar(axes: Axes, middle: float, thick: float, estimate: Estimate | None, colour: str, *, end: float) -> None:
     if estimate is None or estimate.value is None:
-        axes.text(1, middle, "no figure", color=_MUTED, fontsize=_FONT_SIZE - 3, va="center")
+        axes.text(end, middle, "no figure", color=_MUTED, fontsize=_FONT_SIZE - 3, va="center")
         return
     # A bar of no length would look like a missing one; a pale one lets its whisker be seen.
-    axes.barh(middle, max(100 * estimate.value, 0.4), thick, color=colour, alpha=_PALE)
+    axes.barh(middle, max(100 * estimate.value, 0.4 * end), thick, color=colour, alpha=_PALE)
     _whisker(axes, middle, estimate, _INK, vertical=False, scale=100)
-    end = 100 * max(estimate.value, estimate.high or 0)
-    axes.text(end + 1.5, middle, brief(estimate.value), fontsize=_FONT_SIZE - 2, va="center_baseline")
+    right = 100 * max(estimate.value, estimate.high or 0)
+    axes.text(right + 1.5 * end, middle, brief(estimate.value), fontsize=_FONT_SIZE - 2, va="center_baseline")
 
 
 def _wrapped(label: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from protector_guardrails.evaluation.defense.results import ARMS, Arm, AttackRates, DefenseEvaluation
+from protector_guardrails.evaluation.defense.results import ARMS, Arm, AttackRates, DefenseEvaluation, ModelRates
 from protector_guardrails.evaluation.report import charts
 from protector_guardrails.evaluation.report.arms import ALL, ARM_NAMES, GUARDS, counts, share_of
 from protector_guardrails.evaluation.report.document import LONG, Block, Chart, Charts, Paragraph, Table
@@ -17,6 +17,8 @@ _MOST_BARS = 30
 Scope = tuple[str, str, str]
 """Benchmark, scenario, kind."""
 
+_Found = dict[tuple[str, str], dict[Arm, AttackRates | ModelRates]]  # by what the attacks share, and the judge
+
 
 def attacks(evaluation: DefenseEvaluation, judge: str | None) -> Iterator[Block]:
     """Drawings by the judge of the headline, tables by all of them."""
@@ -25,6 +27,7 @@ def attacks(evaluation: DefenseEvaluation, judge: str | None) -> Iterator[Block]
         yield Paragraph("No attack was asked and judged.")
         return
     drawn = list(_charts([row for row in rows if row.judge == judge], judge or ""))
+    drawn += filter(None, [_chart_by_model(evaluation.by_model, judge or "")])
     if drawn:
         yield Charts(charts=drawn)
     scopes = {
@@ -37,9 +40,16 @@ def attacks(evaluation: DefenseEvaluation, judge: str | None) -> Iterator[Block]
         "Success: share of the judged answers that the judge finds harmful. Prevented: of the attacks that succeed on "
         "the bare model, the share that no longer does. In brackets 95 % intervals."
     )
+    if len(scopes["By scenario"]) == len(scopes["By scenario and kind"]):
+        del scopes["By scenario and kind"]  # each scenario is asked in one kind: the same once more
     for title, some in scopes.items():
         if some:
-            yield _attack_table(title, _without_repeats(some))
+            yield _attack_table(title, _by_scope(_without_repeats(some)))
+    if evaluation.by_model:
+        by_model: _Found = {}
+        for row in evaluation.by_model:
+            by_model.setdefault((row.model, row.judge), {})[row.arm] = row
+        yield _attack_table("By model", by_model)
 
 
 def _without_repeats(rows: Sequence[AttackRates]) -> list[AttackRates]:
@@ -49,14 +59,19 @@ def _without_repeats(rows: Sequence[AttackRates]) -> list[AttackRates]:
     return together if together and len(named) == 1 else list(rows)
 
 
-def _attack_table(title: str, rows: Sequence[AttackRates]) -> Table:
-    found: dict[tuple[Scope, str], dict[Arm, AttackRates]] = {}
-    for row in rows:
-        found.setdefault(((row.benchmark, row.scenario, row.kind), row.judge), {})[row.arm] = row
+def _by_scope(rows: Sequence[AttackRates]) -> _Found:
     several = len({row.benchmark for row in rows}) > 1
+    found: _Found = {}
+    for row in rows:
+        scope = _scope((row.benchmark, row.scenario, row.kind), several=several)
+        found.setdefault((scope, row.judge), {})[row.arm] = row
+    return found
+
+
+def _attack_table(title: str, found: _Found) -> Table:
     lines = [
         [
-            words(_scope(scope, several=several)),
+            words(scope),
             words(judge),
             counts(row.cases for row in arms.values()),
             counts(row.judged for row in arms.values()),
@@ -99,17 +114,32 @@ def _charts(rows: Sequence[AttackRates], judge: str) -> Iterator[Chart]:
                 continue
             shown = [*_groups(whole, ALL), *groups][:_MOST_BARS]
             left_out = f" The first {_MOST_BARS}; the table has all." if len(groups) >= _MOST_BARS else ""
-            yield Chart(
-                title=f"Attack success by {what}{where}",
-                svg=charts.rates(
-                    shown,
-                    [ARM_NAMES[arm] for arm in ARMS],
-                    name=f"{what}-{number}",
-                    label="Attack success rate",
-                    description=_spoken(f"Attack success by {what}{where}", shown),
-                ),
-                note=f"Judge: {plain(judge)}. The lines are 95 % intervals.{left_out}",
-            )
+            yield _chart(f"Attack success by {what}{where}", shown, f"{what}-{number}", judge, left_out)
+
+
+def _chart_by_model(rows: Sequence[ModelRates], judge: str) -> Chart | None:
+    found: dict[str, dict[Arm, Estimate]] = {}
+    for row in rows:
+        if row.judge == judge:
+            found.setdefault(row.model, {})[row.arm] = row.success
+    groups = [(name, [arms.get(arm) for arm in ARMS]) for name, arms in found.items()][:_MOST_BARS]
+    return _chart("Attack success by model", groups, "model", judge, "") if groups else None
+
+
+def _chart(
+    title: str, groups: Sequence[tuple[str, Sequence[Estimate | None]]], name: str, judge: str, more: str
+) -> Chart:
+    return Chart(
+        title=title,
+        svg=charts.rates(
+            groups,
+            [ARM_NAMES[arm] for arm in ARMS],
+            name=name,
+            label="Attack success rate",
+            description=_spoken(title, groups),
+        ),
+        note=f"Judge: {plain(judge)}. The lines are 95 % intervals.{more}",
+    )
 
 
 def _groups(rows: Iterable[AttackRates], what: str) -> list[tuple[str, list[Estimate | None]]]:

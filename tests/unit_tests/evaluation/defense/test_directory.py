@@ -77,15 +77,19 @@ def test_recorded_answers_are_cases(tmp_path):
     assert not three.benign
 
 
-def test_answers_to_unknown_questions_are_left_out_and_counted(tmp_path):
+def test_answers_to_unknown_questions_are_judged_by_themselves_and_counted(tmp_path):
     rows = [
         {"question": "Hi?", "response": "Hello.", "source": "x"},
         {"question": "", "response": "So."},
         {"response": "Yes."},
     ]
     benchmark = opened(lines(tmp_path / "answers.jsonl", rows))
-    assert [(case.id, case.scenario) for case in benchmark] == [("answers-1", "x")]
-    assert benchmark.problems == ["2 answers are left out, since their question is not told."]
+    assert [(case.id, case.question) for case in benchmark] == [
+        ("answers-1", "Hi?"),
+        ("answers-2", ""),
+        ("answers-3", ""),
+    ]
+    assert benchmark.problems == ["The question of 2 answers is not told, so the answers are judged by themselves."]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import re
@@ -184,6 +185,25 @@ def test_a_label_of_another_text_or_case_is_not_used_but_told(tmp_path):
     ) == [None, None, True]
     unknown, other = judge.problems()
     assert "no answered attack of this run: 2." in unknown and "other texts than those that left here: 1." in other
+
+
+def test_labelled_answers_are_labels_of_their_own_texts(tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    rows = [
+        {"id": "c1", "case": "case_0019", "question": "Q?", "response": "bare", "harmful": True},
+        {"question": "Q?", "response": "plain", "harmful": False},
+        {"id": "c3", "question": "Q?", "response": "not labelled"},
+    ]
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    judge = LabelJudge(path)
+    said = [
+        text("bare", id="c1", arms=("none", "detector")),
+        text("rewritten", id="c1", arms=("detoxifier",)),
+        text("plain", id="rows-2"),
+        text("not labelled", id="c3"),
+    ]
+    assert harmful(judge, *said) == [True, None, False, None]
+    assert judge.problems() == []
 
 
 @pytest.mark.parametrize(

@@ -24,17 +24,23 @@ from protector_guardrails.policy import Policy
 GUARDS = ("detector", "detoxifier")
 
 
-def attack(number, verdicts, *, scenario="bread", kind="text", benchmark="b") -> Measured:
+def attack(number, verdicts, *, scenario="bread", kind="text", benchmark="b", model="m") -> Measured:
     """An attack with the verdicts of judge "j" on what left in the three arms."""
     guarded = Guarded(0.5, True, {arm: Left(f"text in {arm}", "pass", 1.0) for arm in ("none", *GUARDS)})
     opinions = {arm: {"j": said} for arm, said in zip(("none", *GUARDS), verdicts, strict=True)}
-    return Measured(benchmark=benchmark, case=case(number, scenario, kind), guarded=guarded, opinions=opinions)
+    return Measured(
+        benchmark=benchmark, case=case(number, scenario, kind), model=model, guarded=guarded, opinions=opinions
+    )
 
 
 def harmless(number, response, detector, detoxifier, *, harmful=False, **more) -> Measured:
     arms = {"none": Left(response, "pass"), "detector": detector, "detoxifier": detoxifier}
     return Measured(
-        benchmark="b", case=case(number, benign=True, **more), guarded=Guarded(0.2, harmful, arms), opinions={}
+        benchmark="b",
+        case=case(number, benign=True, **more),
+        model="m",
+        guarded=Guarded(0.2, harmful, arms),
+        opinions={},
     )
 
 
@@ -55,22 +61,46 @@ def test_attack_success_and_what_was_prevented():
     measures = measures_of(
         attack(1, (True, False, False)),
         attack(2, (True, True, False), kind="SD"),
-        attack(3, (True, None, True)),
+        attack(3, (True, False, True)),
         attack(4, (False, True, False), scenario="soup"),
         attack(5, (None, False, None), scenario="soup"),
     )
     found = rows(measures)
     none, detector, detoxifier = (found["all", "all", "all", arm] for arm in ("none", *GUARDS))
-    assert [(row.cases, row.judged) for row in (none, detector, detoxifier)] == [(5, 4), (5, 4), (5, 4)]
-    assert [row.success for row in (none, detector, detoxifier)] == [wilson(3, 4), wilson(2, 4), wilson(1, 4)]
-    # Of the three that succeed bare, two were judged behind the detector, three behind the detoxifier.
+    assert [(row.cases, row.judged) for row in (none, detector, detoxifier)] == [(5, 4), (5, 5), (5, 4)]
+    assert [row.success for row in (none, detector, detoxifier)] == [wilson(3, 4), wilson(2, 5), wilson(1, 4)]
     assert none.prevented is None
-    assert (detector.prevented, detoxifier.prevented) == (wilson(1, 2), wilson(2, 3))
+    assert (detector.prevented, detoxifier.prevented) == (wilson(2, 3), wilson(2, 3))
     assert found["b", "bread", "SD", "none"].success == wilson(1, 1)
-    assert found["b", "bread", "all", "detector"].success == wilson(1, 2)
+    assert found["b", "bread", "all", "detector"].success == wilson(1, 3)
     assert found["b", "all", "text", "none"].success == wilson(2, 3)
     assert found["b", "soup", "all", "detector"].prevented.reason == NOTHING_TO_PREVENT
     assert [key for key in found if key[3] == "none"][:2] == [("all",) * 3 + ("none",), ("b", "all", "all", "none")]
+
+
+def test_an_arm_without_verdicts_on_many_of_the_successes_has_no_figure():
+    few = [attack(n, (True, False, False)) for n in range(19)]
+    [*_, detector, detoxifier] = measures_of(*few, attack(20, (True, True, None))).attacks()[:3]
+    assert detector.success == wilson(1, 20) and detoxifier.success == wilson(0, 19)
+    many = [attack(n, (True, False, None if n == 0 else False)) for n in range(19)]
+    [_, detector, detoxifier] = measures_of(*many).attacks()[:3]
+    assert detector.success == wilson(0, 19)
+    assert detoxifier.success.value is detoxifier.prevented.value is None
+    assert detoxifier.success.reason == "no verdict on 1 of the 19 attacks that succeed on the bare model"
+
+
+def test_each_model_has_its_own_figures_where_several_answered():
+    measures = measures_of(
+        attack(1, (True, False, False), model="b/two"),
+        attack(2, (False, False, False), model="a/one"),
+        attack(3, (True, True, False), model="a/one"),
+    )
+    found = {(row.model, row.arm): row for row in measures.by_model()}
+    assert list(found) == [(model, arm) for model in ("a/one", "b/two") for arm in ("none", *GUARDS)]
+    assert found["a/one", "none"].success == wilson(1, 2) and found["a/one", "none"].prevented is None
+    assert found["a/one", "detector"].prevented == wilson(0, 1)
+    assert found["b/two", "detector"].success == wilson(0, 1)
+    assert measures_of(attack(1, (True, True, True))).by_model() == []
 
 
 def test_benchmarks_with_scenarios_of_one_name_stay_apart_and_one_called_all_is_no_total():
@@ -160,7 +190,8 @@ def test_answers_find_their_cases_in_any_order():
     answers = [
         Answer(case=f"c{n}", model="m", response=r) for n, r in ((3, "three"), (0, "zero"), (4, None), (9, "no"))
     ]
-    assert [(b, one.id, said) for b, one, said in join(asked, answers)] == [("b", "c3", "three"), ("b", "c0", "zero")]
+    found = [(one.benchmark, one.case.id, one.model, one.response) for one in join(asked, answers)]
+    assert found == [("b", "c3", "m", "three"), ("b", "c0", "m", "zero")]
 
 
 def test_examples_are_few_masked_and_the_same_in_any_order():

@@ -15,7 +15,7 @@ from protector_guardrails.evaluation.defense import images
 from protector_guardrails.evaluation.defense.cases import Case
 from protector_guardrails.evaluation.defense.chat_mllm import message_of
 from protector_guardrails.evaluation.defense.images import UnreadableImageError, read_image
-from protector_guardrails.evaluation.defense.mllms import load_mllm, one_line
+from protector_guardrails.evaluation.defense.mllms import UnanswerableError, load_mllm, one_line
 
 BREAD = Case(id="b", scenario="s", kind="text", question="How is bread baked?")
 
@@ -60,6 +60,11 @@ def test_the_mime_type_is_of_the_content_not_of_the_name(tmp_path):
 def test_an_image_that_is_only_described_is_not_asked_about():
     with pytest.raises(UnreadableImageError, match="only its description"):
         message_of(Case(id="d", scenario="s", kind="image", question="What?", description="a loaf"))
+
+
+def test_an_answer_without_its_question_is_no_question():
+    with pytest.raises(UnanswerableError, match="the question is not told"):
+        message_of(Case(id="d", scenario="s", kind="text", question=""))
 
 
 def png(width: int, height: int) -> bytes:

@@ -10,7 +10,7 @@ from protector_guardrails.evaluation.defense.answering import answer_all
 from protector_guardrails.evaluation.defense.benchmarks import open_benchmarks
 from protector_guardrails.evaluation.defense.cases import Case
 from protector_guardrails.evaluation.defense.mllms import load_mllm
-from protector_guardrails.evaluation.defense.recorded import NoRecordedAnswerError, RecordedMllm
+from protector_guardrails.evaluation.defense.recorded import NoRecordedAnswerError, RecordedMllm, recorded_beside
 
 ROWS = [
     {"id": "r-1", "question": "Is it raining?", "response": "Yes, take a coat.", "harmful": False, "model": "maker--m"},
@@ -53,6 +53,22 @@ def test_a_run_over_recorded_answers_keeps_who_gave_them(tmp_path):
     assert answers["r-2"].response == "Yes, do." and answers["r-2"].elapsed_ms is None
     assert answers["r-4"].response is None
     assert log.taken_over == 3 and log.failures == {"NoRecordedAnswerError": 1}
+
+
+async def test_answers_stand_beside_the_questions_of_several_files(tmp_path):
+    first = lines(tmp_path / "rows.jsonl", ROWS)
+    (tmp_path / "folder").mkdir()
+    lines(
+        tmp_path / "folder" / "cases.jsonl", [{"id": "x", "question": "Who?", "response": "We.", "model": "maker--n"}]
+    )
+    recorded = recorded_beside([first, tmp_path / "folder"])
+    assert recorded.name == "2 models"
+    assert [await recorded.answer(case("x", "Who?")), await recorded.answer(case("r-2", "May I?"))] == [
+        "We.",
+        "Yes, do.",
+    ]
+    with pytest.raises(ConfigurationError, match="no benchmark is a file of recorded answers"):
+        recorded_beside([tmp_path])
 
 
 def test_answers_of_a_run_can_be_used_again(tmp_path):

@@ -24,6 +24,7 @@ from protector_guardrails.evaluation.defense.results import (
     DefenseExample,
     DefenseRun,
     JudgeResult,
+    ModelRates,
     RefusalRates,
 )
 from protector_guardrails.evaluation.estimates import wilson
@@ -162,6 +163,20 @@ def defense(**changes: Any) -> DefenseEvaluation:
             ),
         ],
         "attacks": attacks,
+        "by_model": [
+            ModelRates(
+                model=model,
+                arm=arm,
+                judge=judge,
+                cases=150,
+                judged=150,
+                success=wilson(share * hits[arm] // 100, 150),
+                prevented=None if arm == BARE else wilson(90, 93),
+            )
+            for model, share in (("cook-7b", 150), ("cook-13b", 120))
+            for judge in ("phrases", "the cook")
+            for arm in ARMS
+        ],
         "refusals": [
             RefusalRates(
                 benchmark="all",

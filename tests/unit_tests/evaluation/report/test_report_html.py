@@ -401,6 +401,8 @@ def test_the_figures_of_a_defense_are_those_of_the_results():
                 number = f"{100 * one.success.value:.1f} %" if one.success.value else "0 %"
                 assert shown == f"{number} {interval}"
     assert "no such answers" in page.text  # why the empty scenario has no figures
+    by_model = {tuple(map(told, row[:2])): row for row in page.tables["By model"][1:]}
+    assert len(by_model) == 4 and told(by_model["cook-13b", "the cook"][4]).startswith("49.3 %")
     [agreement] = page.tables["How the judges disagree"][1:]
     assert [told(cell) for cell in agreement] == ["phrases", "the cook", "890", "200", "20", "4", "666", "0.925"]
     times = page.tables["Milliseconds that the guard adds to an answer"]
@@ -417,6 +419,20 @@ def test_the_bars_are_as_long_as_the_figures():
     lengths = [float(end) - float(start) for start, end in bars][:3]
     assert lengths[1] / lengths[0] == pytest.approx(4 / 62, rel=0.01)
     assert lengths[2] / lengths[0] == pytest.approx(7 / 62, rel=0.01)
+
+
+def test_small_shares_are_drawn_large():
+    whole = [row for row in defense().attacks if row.kind == "all"]
+    small = [row.model_copy(update={"success": wilson(row.judged // 50, row.judged)}) for row in whole]
+    drawn = [page_of(defense(attacks=attacks, by_model=[])) for attacks in (whole, small)]
+    assert ["100\u00a0%</text>" in html for html in drawn] == [True, False]
+    assert "2\u00a0%</text>" in drawn[1] and "No attack" not in drawn[1]
+
+
+def test_a_table_that_repeats_another_is_left_out():
+    one_kind = [row for row in defense().attacks if row.kind in ("all", "SD")]
+    assert "By scenario and kind" not in page_of(defense(attacks=one_kind))
+    assert "By scenario and kind" in page_of(defense())
 
 
 def test_unmasked_texts_are_announced():
