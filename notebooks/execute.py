@@ -25,7 +25,7 @@ METADATA = {
 }
 
 
-def executed(notebook: NotebookNode, *, prelude: str = "", timeout_s: int = 60) -> NotebookNode:
+def executed(notebook: NotebookNode, *, prelude: str = "", timeout_s: int = 300) -> NotebookNode:
     """A copy of a notebook with fresh outputs, and without anything that differs from run to run.
 
     The kernel works in an empty folder of its own, with Unix sockets there instead of ports.
