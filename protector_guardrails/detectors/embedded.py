@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ import numpy as np
 from protector_guardrails.detectors.attribution import Span, candidates
 from protector_guardrails.detectors.base import HarmDetector
 from protector_guardrails.detectors.encoding import PairEncoder, Window, pad_windows, pool_logits, pool_weights
+from protector_guardrails.detectors.normalising import Reading, readings
 from protector_guardrails.errors import ConfigurationError, WeightsError
 from protector_guardrails.models import EMBEDDED_DETECTOR, DetectorManifest, load_manifest
 from protector_guardrails.types import Exchange, Verdict
@@ -49,6 +50,9 @@ class EmbeddedDetector(HarmDetector):
         folder: Another folder with the same files, such as the result of
             ``protector train export``.
         threads: CPU threads, and model calls at a time; None: all cores, at most four.
+        normalise: Whether responses are judged without their disguises, such as look-alike letters
+            or base64 (:mod:`~protector_guardrails.detectors.normalising`); what is returned stays
+            as it came. None: as the detector was calibrated.
 
     Raises:
         ConfigurationError: If ``threads`` is below 1.
@@ -61,7 +65,9 @@ class EmbeddedDetector(HarmDetector):
         False
     """
 
-    def __init__(self, folder: str | Path | None = None, *, threads: int | None = None) -> None:
+    def __init__(
+        self, folder: str | Path | None = None, *, threads: int | None = None, normalise: bool | None = None
+    ) -> None:
         if threads is not None and threads < 1:
             raise ConfigurationError(f"threads must be at least 1, not {threads}")
         self.folder = Path(folder) if folder is not None else EMBEDDED_DETECTOR
@@ -69,13 +75,15 @@ class EmbeddedDetector(HarmDetector):
         self.manifest = load_manifest(self.folder)
         self.name = f"{self.manifest.name}@{self.manifest.version}"
         self.threshold, self.thresholds = self.manifest.threshold, self.manifest.thresholds
+        self.normalise = self.manifest.normalise if normalise is None else normalise
+        self._asked = normalise
         used = threads or min(4, os.cpu_count() or 1)
         self.encoder, self._run = _load(self.folder, self.manifest, used)
         self._pool = ThreadPoolExecutor(used, thread_name_prefix="embedded-detector")
         self._calls = threading.BoundedSemaphore(used)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (self.folder, self.threads))
+        return (_rebuild, (self.folder, self.threads, self._asked))
 
     @staticmethod
     def shared() -> EmbeddedDetector:
@@ -105,8 +113,23 @@ class EmbeddedDetector(HarmDetector):
         ]
 
     def encode(self, exchanges: Sequence[Exchange]) -> list[list[Window]]:
-        """The windows of each exchange, at least one each."""
-        return self.encoder.encode([(exchange.judged_question, exchange.passages) for exchange in exchanges])
+        """The windows of each exchange, at least one each; where they start and end in its passages as they came."""
+        if not self.normalise:
+            return self.encoder.encode([(exchange.judged_question, exchange.passages) for exchange in exchanges])
+        read = [
+            [(index, reading) for index, passage in enumerate(exchange.passages) for reading in readings(passage)]
+            for exchange in exchanges
+        ]
+        encoded = self.encoder.encode(
+            [
+                (exchange.judged_question, [reading.text for _, reading in here])
+                for exchange, here in zip(exchanges, read, strict=True)
+            ]
+        )
+        return [
+            [_located(window, *here[window.passage]) for window in windows]
+            for here, windows in zip(read, encoded, strict=True)
+        ]
 
     def window_logits(self, windows: Sequence[Window]) -> NDArray[np.float64]:
         """Uncalibrated logit of harm of each window, float64 of shape (windows,)."""
@@ -189,6 +212,11 @@ class _Judged:
     score: float
 
 
+def _located(window: Window, passage: int, reading: Reading) -> Window:
+    start, end = reading.span(window.start, window.end)
+    return replace(window, passage=passage, start=start, end=end)
+
+
 def _load(
     folder: Path, manifest: DetectorManifest, threads: int
 ) -> tuple[PairEncoder, Callable[[dict[str, NDArray[np.int64]]], NDArray[np.float32]]]:
@@ -237,5 +265,5 @@ def _shared() -> EmbeddedDetector:
     return EmbeddedDetector()
 
 
-def _rebuild(folder: Path, threads: int | None) -> EmbeddedDetector:
-    return EmbeddedDetector(folder, threads=threads)
+def _rebuild(folder: Path, threads: int | None, normalise: bool | None) -> EmbeddedDetector:
+    return EmbeddedDetector(folder, threads=threads, normalise=normalise)
