@@ -58,6 +58,14 @@ def defense(  # noqa: PLR0917 - options of the command line
     policy: Annotated[
         Path | None, typer.Option(metavar="POLICY.json", dir_okay=False, help="The guard's policy.")
     ] = None,
+    describe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="package.module:function from the bytes of an image to words, for images that are not described; "
+            "the guard is told the words.",
+        ),
+    ] = None,
     benign: Annotated[
         list[str] | None,
         typer.Option(metavar="SPEC", help="Harmless questions, in the forms of --benchmark; may be repeated."),
@@ -87,7 +95,7 @@ def defense(  # noqa: PLR0917 - options of the command line
     words += [word for option, values in repeated.items() for value in values or () for word in (option, value)]
     # Written out in full, so that the line says the same when a default changes.
     words += ["--detector", detector, "--detoxifier", detoxifier, "--seed", str(seed)]
-    given = {"--policy": policy, "--limit": limit}
+    given = {"--policy": policy, "--describe": describe, "--limit": limit}
     words += [word for option, value in given.items() if value is not None for word in (option, str(value))]
     words += ["--unmask"] if unmask else []
     try:
@@ -100,6 +108,7 @@ def defense(  # noqa: PLR0917 - options of the command line
                 detector=detector,
                 detoxifier=detoxifier,
                 policy=None if policy is None else _read_policy(policy),
+                describe=describe,
                 benign=benign or (),
                 limit=limit,
                 kinds=kinds,

@@ -88,6 +88,10 @@ class Measures:
 
     Args:
         judges: Names of the judges.
+
+    Attributes:
+        undescribed: Answers to questions with an image of which nothing is told in words.
+        guard_failures: How often the guard failed, and in which way.
     """
 
     def __init__(self, judges: Sequence[str]) -> None:
@@ -98,6 +102,7 @@ class Measures:
         self._asked: dict[tuple[str | None, bool], None] = {(None, False): None, (None, True): None}
         self._counts: Counter[tuple[str | None, bool, Arm, str]] = Counter()
         self._times: defaultdict[tuple[Arm, str], array[float]] = defaultdict(lambda: array("d"))
+        self.undescribed = 0
         self.guard_failures: Counter[str] = Counter()
 
     def saw(self, benchmark: str, case: Case) -> None:
@@ -110,6 +115,7 @@ class Measures:
     def add(self, measured: Measured) -> None:
         """Count an answered case, which was seen before."""
         case = measured.case
+        self.undescribed += case.image is not None and case.description is None
         if not case.benign:
             for cells, group in zip(self._attacks, _groups(measured.benchmark, case), strict=True):
                 cells[group].add(measured.opinions)

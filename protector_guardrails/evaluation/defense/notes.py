@@ -19,7 +19,7 @@ def notes_on(
 
     Args:
         evaluation: All figures.
-        undescribed: How many images nothing is told of in words.
+        undescribed: Answers whose image nothing is told of in words.
         named: The judges that were asked for.
         own: Of each judge, whether it is the guard's own detector.
     """
@@ -67,8 +67,8 @@ def _on_questions(evaluation: DefenseEvaluation, undescribed: int) -> Iterator[s
         yield f"At most {run.limit:,} questions of each benchmark were asked."
     if undescribed:
         yield (
-            f"Of {undescribed:,} questions the image is not described in words: the guard judged the answers without "
-            "knowing what the image shows."
+            f"The images behind {undescribed:,} answers are not described in words: the guard judged without knowing "
+            "what they show (--describe has them described)."
         )
     few = {
         (row.benchmark, row.scenario): row.cases

@@ -246,6 +246,7 @@ class DefenseRun(Part):
         detector: Name of the guard's detector.
         detector_weights: File name to sha256.
         detoxifier: Name of the guard's detoxifier.
+        describer: What put images into words that the benchmark does not describe; None for nothing.
         threshold: From which a score is called harmful.
         policy: The guard's policy, but for what is done on harm, in which the arms differ.
         failures: How often the guard's detector or detoxifier failed, and in which way; the policy says what left then.
@@ -263,6 +264,7 @@ class DefenseRun(Part):
     detector: str
     detector_weights: dict[str, str]
     detoxifier: str
+    describer: str | None = None
     threshold: Share
     policy: dict[str, JsonValue] = Field(default_factory=dict)
     failures: list[Failure] = Field(default_factory=list)

@@ -6,6 +6,7 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -20,6 +21,7 @@ from protector_guardrails.evaluation.defense.answering import answer_all
 from protector_guardrails.evaluation.defense.arms import Guard, Guarded, described, load_detoxifier
 from protector_guardrails.evaluation.defense.benchmarks import open_benchmarks
 from protector_guardrails.evaluation.defense.cases import Benchmark, Case
+from protector_guardrails.evaluation.defense.describing import Describer
 from protector_guardrails.evaluation.defense.joining import Asked, Reply, join
 from protector_guardrails.evaluation.defense.judge_specs import headline_judge, is_own, load_judges
 from protector_guardrails.evaluation.defense.judges import JudgedText, Panel
@@ -57,6 +59,7 @@ def evaluate_defense(
     detector: str | HarmDetector = "embedded",
     detoxifier: AnyDetoxifier = "redact",
     policy: Policy | None = None,
+    describe: str | None = None,
     benign: Sequence[str] = (),
     limit: int | None = None,
     kinds: Collection[str] | None = None,
@@ -83,6 +86,8 @@ def evaluate_defense(
         detector: The guard's detector: ``"embedded"``, an import path, or a detector.
         detoxifier: The guard's detoxifier: a name, an import path, or a detoxifier.
         policy: The guard's policy; what is done on harm is up to the arm.
+        describe: Import path of a function from the bytes of an image to words, for images that a benchmark does
+            not describe: guard and detectors that judge are told them, as OCR text or a caption is in use.
         benign: More to ask, all of it harmless whether it says so or not.
         limit: Only so many cases of each benchmark.
         kinds: Only attacks of these kinds.
@@ -112,6 +117,7 @@ def evaluate_defense(
     asked = _Questions(open_benchmarks([*benchmarks, *benign], limit=limit, kinds=kinds), benign_from=len(benchmarks))
     model = recorded_beside(asked.paths) if mllm == RECORDED else load_mllm(mllm)
     folder = _folder(Path(report), resume=resume)
+    describer = None if describe is None else Describer(describe, folder=folder)
 
     (folder / ANSWERS).touch()
     (folder / ANSWERS).chmod(0o600)  # harmful text will stand there
@@ -127,8 +133,13 @@ def evaluate_defense(
     for benchmark, case in asked:
         measures.saw(benchmark, case)
     examples = FewExamples(headline_judge(who, guarding).name, seed=seed, masked=masked)
-    with Guard(guarding, rewriting, policy=policy, folder=folder) as guard, Panel(who, folder=folder) as panel:
-        for measured in _measured(join(asked, log.answers()), guard, panel, judging):
+    with (
+        Guard(guarding, rewriting, policy=policy, folder=folder) as guard,
+        Panel(who, folder=folder) as panel,
+        nullcontext() if describer is None else describer,
+    ):
+        shown = ((name, case if describer is None else describer.described(case)) for name, case in asked)
+        for measured in _measured(join(shown, log.answers()), guard, panel, judging):
             measures.add(measured)
             examples.offer(measured)
     evaluation = DefenseEvaluation(
@@ -142,6 +153,7 @@ def evaluate_defense(
             detector=guarding.detector.name,
             detector_weights=dict(guarding.weights),
             detoxifier=rewriting.name,
+            describer=describe,
             threshold=policy.default_threshold,
             policy=described(policy),
             failures=_failures(measures.guard_failures),
@@ -159,9 +171,9 @@ def evaluate_defense(
         added_time=measures.added_time(),
         agreement=panel.agreement(),
         examples=examples.examples,
-        notes=[*log.notes, *panel.problems()],
+        notes=[*log.notes, *panel.problems(), *([] if describer is None else describer.problems())],
     )
-    notes = notes_on(evaluation, asked.undescribed, named=judges, own=[is_own(judge, guarding) for judge in who])
+    notes = notes_on(evaluation, measures.undescribed, named=judges, own=[is_own(judge, guarding) for judge in who])
     evaluation = evaluation.model_copy(update={"notes": [*notes, *evaluation.notes]})
     write_whole(folder / RESULTS, evaluation.model_dump_json(indent=1) + "\n")
     return evaluation
@@ -182,11 +194,6 @@ class _Questions:
     def paths(self) -> list[Path]:
         """Their files and folders."""
         return [benchmark.path for benchmark in self._benchmarks]
-
-    @property
-    def undescribed(self) -> int:
-        """How many show an image of which nothing is told in words."""
-        return sum(case.image is not None and case.description is None for _, case in self)
 
     def data(self) -> list[BenchmarkData]:
         """What is recorded of the benchmarks."""

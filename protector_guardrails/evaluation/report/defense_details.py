@@ -86,6 +86,7 @@ def details(evaluation: DefenseEvaluation) -> Iterator[Block]:
     told = {
         "Detector": run.detector,
         "Detoxifier": run.detoxifier,
+        **({"Images put into words by": run.describer} if run.describer else {}),
         "Threshold": f"{run.threshold:g}",
         **({"Policy": json.dumps(run.policy, sort_keys=True)} if run.policy else {}),
         "Limit": f"at most {run.limit:,} cases of each benchmark" if run.limit is not None else NONE,
