@@ -16,6 +16,7 @@ _HOMES = {
     "policy": ("Policy",),
     "protector": ("Protector",),
     "detectors.base": ("HarmDetector",),
+    "detectors.caching": ("CachingDetector",),
     "detectors.embedded": ("EmbeddedDetector",),
     "detectors.transformers": ("TransformersDetector",),
     "detoxifiers.base": ("Detoxifier",),
@@ -50,6 +51,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 if TYPE_CHECKING:
     from protector_guardrails.audit import AuditLog as AuditLog
     from protector_guardrails.detectors.base import HarmDetector as HarmDetector
+    from protector_guardrails.detectors.caching import CachingDetector as CachingDetector
     from protector_guardrails.detectors.embedded import EmbeddedDetector as EmbeddedDetector
     from protector_guardrails.detectors.transformers import TransformersDetector as TransformersDetector
     from protector_guardrails.detoxifiers.base import Detoxifier as Detoxifier
