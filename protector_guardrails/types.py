@@ -24,7 +24,14 @@ the caller's wish. ``rewrite``: a safe version leaves. ``refuse``: a refusal lea
 
 
 class HarmCategory(StrEnum):
-    """Hazards of the MLCommons AILuminate taxonomy (version 1.0, twelve hazards), in its order."""
+    """Hazards of the MLCommons AILuminate taxonomy (version 1.0, twelve hazards), in its order.
+
+    Example:
+        >>> HarmCategory("privacy").label
+        "violating somebody's privacy"
+        >>> HarmCategory.from_benchmark("06-Fraud").value
+        'non_violent_crimes'
+    """
 
     VIOLENT_CRIMES = "violent_crimes"
     NON_VIOLENT_CRIMES = "non_violent_crimes"
@@ -112,6 +119,11 @@ class Image:
         description: What the image shows or says in words (a caption, OCR text). It
             joins the question that is judged; without it the detector is blind to
             what the image adds.
+
+    Example:
+        >>> exchange = Exchange(response="Eat it.", images=(Image(description="a red mushroom with white dots"),))
+        >>> exchange.judged_question
+        '[image: a red mushroom with white dots]'
     """
 
     data: bytes | None = field(default=None, repr=False)
@@ -132,7 +144,13 @@ class Image:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """A call of a tool that the model asks for; its arguments are judged as text."""
+    """A call of a tool that the model asks for; its arguments are judged as text.
+
+    Example:
+        >>> call = ToolCall(name="post", arguments='{"text": "Good morning"}')
+        >>> Exchange(response="", tool_calls=(call,)).passages
+        ('', 'post: {"text": "Good morning"}')
+    """
 
     name: str
     arguments: str
@@ -152,6 +170,11 @@ class Exchange:
         tool_calls: Tool calls of the model; judged like the response.
         model: Name of the model that answered, for the record only.
         run_id: The run in which it answered, for the record only.
+
+    Example:
+        >>> exchange = Exchange(question="When does it open?", response="At nine.", reasoning="The sign says nine.")
+        >>> exchange.passages
+        ('At nine.', 'The sign says nine.')
     """
 
     response: str
@@ -201,6 +224,13 @@ class Verdict:
 
     Raises:
         ValueError: If a score is not a number in [0, 1].
+
+    Example:
+        >>> verdict = Verdict(harmful=True, score=0.9, categories={"hate": 0.7, "privacy": 0.2}, detector="mine@1")
+        >>> verdict.top_category
+        'hate'
+        >>> Verdict.from_dict(verdict.to_dict()) == verdict
+        True
     """
 
     harmful: bool
@@ -281,6 +311,12 @@ class Outcome:
         recheck: The judgement of the last rewrite, if there was one.
         error: What went wrong, in one line without any text of the response; None if nothing did.
         elapsed_ms: Time from the call to the outcome, in milliseconds, for the whole batch.
+
+    Example:
+        >>> from protector_guardrails import Protector
+        >>> [outcome] = Protector().guard([Exchange(question="When does it open?", response="At nine o'clock.")])
+        >>> outcome.action, outcome.text, outcome.changed
+        ('pass', "At nine o'clock.", False)
     """
 
     exchange: Exchange

@@ -21,6 +21,13 @@ class Detoxifier(ABC):
     Attributes:
         refuses: True if the texts are fixed by the developer and owe nothing to the
             response; they are then not judged again and count as refusals.
+
+    Example:
+        >>> class FirstSentence(Detoxifier):
+        ...     def detoxify(self, exchanges, verdicts):
+        ...         return [exchange.response.partition(". ")[0] + "." for exchange in exchanges]
+        >>> FirstSentence().detoxify([Exchange(response="At nine. Or never.")], [Verdict(harmful=True, score=0.9)])
+        ['At nine.']
     """
 
     refuses: ClassVar[bool] = False

@@ -36,6 +36,15 @@ class RedactDetoxifier(Detoxifier):
         keep_at_least: Share of the response's words that must be left, in [0, 1]; with
             less, an answer hardly makes sense and nothing is returned, which means refusal.
         min_words: Words that must be left whatever the share.
+
+    Example:
+        >>> class Poison(HarmDetector):
+        ...     def detect(self, exchanges):
+        ...         scores = [float("poison" in exchange.response) for exchange in exchanges]
+        ...         return [Verdict(harmful=score > 0.5, score=score) for score in scores]
+        >>> recipe = Exchange(response="Boil the soup for ten minutes. Add poison. Serve it hot.")
+        >>> RedactDetoxifier(detector=Poison()).detoxify([recipe], Poison().detect([recipe]))
+        ['Boil the soup for ten minutes. Serve it hot.']
     """
 
     def __init__(

@@ -81,6 +81,17 @@ class AsyncProtectorCallbackHandler(AsyncCallbackHandler):
 
     For ``ainvoke``, ``astream`` and their like. Under the synchronous modes LangChain runs
     it to its end in an event loop of its own.
+
+    Example:
+        >>> import asyncio
+        >>> from langchain_core.language_models import FakeListChatModel
+        >>> from protector_guardrails import protect
+        >>> class Log(AsyncProtectorCallbackHandler):
+        ...     async def on_safe_verdict(self, event):
+        ...         print(event.subject, event.action)
+        >>> model = protect(FakeListChatModel(responses=["For eight minutes."]))
+        >>> _ = asyncio.run(model.ainvoke("How long do I boil an egg?", {"callbacks": [Log()]}))
+        response pass
     """
 
     async def on_harm_verdict(self, event: GuardEvent) -> None:

@@ -50,5 +50,7 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
 @pytest.mark.timeout(300)
 def test_a_reader_fetches_nothing_from_elsewhere(site: Path) -> None:
     """Fonts, scripts and pictures come with the site."""
-    loaded = re.compile(r'<(?:script|img|iframe)[^>]*src="(https?:)?//|<link[^>]*rel="stylesheet"[^>]*href="(https?:)?//')
+    loaded = re.compile(
+        r'<(?:script|img|iframe)[^>]*src="(https?:)?//|<link[^>]*rel="stylesheet"[^>]*href="(https?:)?//'
+    )
     assert [page for page in site.rglob("*.html") if loaded.search(page.read_text(encoding="utf-8"))] == []

@@ -59,3 +59,11 @@ def test_public_names_are_documented(name: str) -> None:
     for member, value in vars(public).items():
         if inspect.isfunction(value) and not member.startswith("_"):
             assert inspect.getdoc(getattr(public, member)), f"{name}.{member} has no docstring"
+
+
+@pytest.mark.parametrize("name", [name for name in protector_guardrails.__all__ if not name.startswith("__")])
+def test_public_names_have_an_example_that_runs(name: str) -> None:
+    """One of their own, with something that is checked; the test above runs it."""
+    examples = doctest.DocTestParser().get_examples(getattr(protector_guardrails, name).__doc__ or "")
+    run = [example for example in examples if not example.options.get(doctest.SKIP)]
+    assert any(example.want or example.exc_msg for example in run), f"{name} has no example that runs"
