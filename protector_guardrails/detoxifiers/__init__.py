@@ -9,9 +9,13 @@ from protector_guardrails.detoxifiers.chat_model import ChatModelDetoxifier, Rew
 from protector_guardrails.detoxifiers.redact import RedactDetoxifier
 from protector_guardrails.detoxifiers.refusal import RefusalDetoxifier
 from protector_guardrails.errors import ConfigurationError, MissingExtraError
+from protector_guardrails.models.presets import PRESETS
 
-DETOXIFIERS = ("embedded", "redact", "refuse")
-"""Detoxifiers that can be asked for by name. ``"embedded"`` is a language model and needs the extra ``torch``."""
+_PRESETS = tuple(name for name, preset in PRESETS.items() if preset.kind == "detoxifier")
+
+DETOXIFIERS = ("embedded", "redact", "refuse", *_PRESETS)
+"""Detoxifiers that can be asked for by name. All but ``"redact"`` and ``"refuse"`` are language models and need the
+extra ``torch``."""
 
 AnyDetoxifier = str | Detoxifier | RewritingModel
 """What stands for a detoxifier: a name, a detoxifier, or a chat model, which :class:`ChatModelDetoxifier` then asks."""
@@ -33,7 +37,7 @@ def resolve_detoxifier(detoxifier: AnyDetoxifier) -> Detoxifier:
 
     Raises:
         ConfigurationError: If it is no known name, no :class:`Detoxifier` and no chat model.
-        MissingExtraError: If it is ``"embedded"``, and PyTorch is not installed.
+        MissingExtraError: If it is a language model, and PyTorch is not installed.
     """
     if isinstance(detoxifier, Detoxifier):
         return detoxifier
@@ -41,11 +45,11 @@ def resolve_detoxifier(detoxifier: AnyDetoxifier) -> Detoxifier:
         return RedactDetoxifier()
     if detoxifier == "refuse":
         return RefusalDetoxifier()
-    if detoxifier == "embedded":
-        _require_torch()
+    if isinstance(detoxifier, str) and detoxifier in DETOXIFIERS:
+        _require_torch(detoxifier)
         from protector_guardrails.detoxifiers.causal_lm import CausalLMDetoxifier
 
-        return CausalLMDetoxifier.embedded()
+        return CausalLMDetoxifier.shared(detoxifier)
     if not isinstance(detoxifier, str) and is_rewriting_model(detoxifier):
         return ChatModelDetoxifier(detoxifier)
     raise ConfigurationError(
@@ -62,15 +66,16 @@ def check_detoxifier(detoxifier: AnyDetoxifier) -> str | Detoxifier:
 
     Raises:
         ConfigurationError: If it is no known name, no :class:`Detoxifier` and no chat model.
-        MissingExtraError: If it is ``"embedded"``, and PyTorch is not installed.
+        MissingExtraError: If it is a language model, and PyTorch is not installed.
     """
     if isinstance(detoxifier, str) and detoxifier in DETOXIFIERS:
-        if detoxifier == "embedded":
-            _require_torch()
+        _require_torch(detoxifier)
         return detoxifier
     return resolve_detoxifier(detoxifier)
 
 
-def _require_torch() -> None:
+def _require_torch(name: str) -> None:
+    if name in ("redact", "refuse"):
+        return
     if any(importlib.util.find_spec(module) is None for module in ("torch", "transformers", "peft")):
-        raise MissingExtraError("the embedded detoxifier", extra="torch", instead='use "redact", which needs none')
+        raise MissingExtraError(f"the detoxifier {name!r}", extra="torch", instead='use "redact", which needs none')

@@ -21,6 +21,7 @@ from protector_guardrails.detoxifiers.prompting import TEMPLATES, PromptTemplate
 from protector_guardrails.errors import ConfigurationError, DetoxifierError, MissingExtraError
 from protector_guardrails.models import EMBEDDED_DETOXIFIER, load_detoxifier_manifest
 from protector_guardrails.models.base_weights import SMOLLM2, find_base
+from protector_guardrails.models.presets import find_preset
 from protector_guardrails.types import Exchange, Verdict
 
 _log = logging.getLogger(__name__)
@@ -84,6 +85,8 @@ class CausalLMDetoxifier(Detoxifier):
         >>> from protector_guardrails import Protector
         >>> from protector_guardrails.detoxifiers.causal_lm import CausalLMDetoxifier
         >>> protector = Protector(detoxifier=CausalLMDetoxifier.embedded())  # doctest: +SKIP
+        >>> CausalLMDetoxifier("HuggingFaceTB/SmolLM2-135M-Instruct", lazy=True).max_new_tokens  # nothing is loaded yet
+        256
     """
 
     def __init__(
@@ -159,11 +162,45 @@ class CausalLMDetoxifier(Detoxifier):
             MissingExtraError: If PyTorch, transformers or peft is not installed.
             WeightsError: If a file of the adapter is missing or is not the one that was published.
         """
+        return cls.shared("embedded")
+
+    @classmethod
+    def shared(cls, name: str) -> Self:
+        """The one instance of the process of ``"embedded"`` or a preset, loaded at its first rewrite.
+
+        Raises:
+            ConfigurationError: If there is no such detoxifier.
+            MissingExtraError: If PyTorch, transformers or peft is not installed.
+            WeightsError: If a file of the embedded adapter is missing or is not the one that was published.
+        """
         with _SHARED_LOCK:
-            if cls not in _SHARED:
-                _SHARED[cls] = cls.from_folder(EMBEDDED_DETOXIFIER, lazy=True)
-            shared: Self = _SHARED[cls]
+            if (cls, name) not in _SHARED:
+                made = (
+                    cls.from_folder(EMBEDDED_DETOXIFIER, lazy=True)
+                    if name == "embedded"
+                    else cls.from_preset(name, lazy=True)
+                )
+                _SHARED[cls, name] = made
+            shared: Self = _SHARED[cls, name]
             return shared
+
+    @classmethod
+    def from_preset(cls, name: str, **options: Any) -> Self:
+        """A published detoxifier by name; see :mod:`protector_guardrails.models.presets`.
+
+        Its authors' prompt is not stored with their adapter: ``"plain"`` stands in for it
+        unless you give a :class:`~protector_guardrails.detoxifiers.prompting.PromptTemplate`.
+
+        Args:
+            name: Such as ``"paper-detoxifier-7b"``.
+            options: Options of the class, which take the place of the preset's. With ``adapter``
+                and ``base`` it is read from folders instead of the hub.
+
+        Raises:
+            ConfigurationError: If there is no such detoxifier.
+        """
+        preset = find_preset(name, kind="detoxifier")
+        return cls(**{"base": preset.base, "adapter": preset.model, "template": "plain", **options})
 
     @classmethod
     def from_folder(cls, folder: str | Path, **options: Any) -> Self:
@@ -314,5 +351,5 @@ def _check_options(**options: float) -> None:
 
 
 _WRITING = threading.Lock()  # the number of PyTorch's threads is one for the process
-_SHARED: dict[type, Any] = {}
+_SHARED: dict[tuple[type, str], Any] = {}
 _SHARED_LOCK = threading.Lock()

@@ -88,9 +88,9 @@ def with_lora(model: Any, settings: LoraSettings, *, task: str) -> Any:
     layers = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     if missing := [name for name in settings.lora_targets if name not in layers]:
         raise ConfigurationError(f"the base has no layers called {', '.join(missing)}: name its own in lora_targets")
-    last, count = settings.lora_last_layers, getattr(model.config, "num_hidden_layers", None)
-    if last is not None and (count is None or last > count):
-        raise ConfigurationError(f"lora_last_layers is {last}, and the base has {count or 'no counted'} layers")
+    last, count = settings.lora_last_layers, int(getattr(model.config, "num_hidden_layers", 0))
+    if last is not None and last > count:
+        raise ConfigurationError(f"lora_last_layers is {last}, and the base has {count} layers")
     lora = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,

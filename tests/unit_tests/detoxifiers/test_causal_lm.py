@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,6 +20,7 @@ from tiny_language_model import CORPUS, SENTENCE, SHORT, write_tiny_adapter, wri
 from protector_guardrails import (
     ConfigurationError,
     DetoxifierError,
+    DetoxifierRunnable,
     Exchange,
     HarmDetector,
     MissingExtraError,
@@ -24,7 +28,7 @@ from protector_guardrails import (
     Verdict,
     WeightsError,
 )
-from protector_guardrails.detoxifiers import causal_lm
+from protector_guardrails.detoxifiers import causal_lm, resolve_detoxifier
 from protector_guardrails.detoxifiers.causal_lm import CausalLMDetoxifier
 from protector_guardrails.detoxifiers.generation import Written
 from protector_guardrails.detoxifiers.prompting import TEMPLATE_FILE
@@ -453,6 +457,35 @@ def test_without_its_files_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(causal_lm, "_SHARED", {})
     with pytest.raises(WeightsError, match=r"no detoxifier at .*detoxifier\.json"):
         CausalLMDetoxifier.embedded()
+
+
+def test_the_papers_is_known_by_name_and_can_be_read_from_folders(base, adapter, monkeypatch):
+    monkeypatch.setattr(causal_lm, "_SHARED", {})
+    known = resolve_detoxifier("paper-detoxifier-7b")
+    assert known is resolve_detoxifier("paper-detoxifier-7b") and known._loaded is None
+    assert (known.base, known.adapter) == ("meta-llama/Llama-2-7b-hf", "renjiepi/mllm_protector_detoxifier")
+    assert known.template.name == "protector-detox-plain-1"
+    here = CausalLMDetoxifier.from_preset("paper-detoxifier-7b", base=base, adapter=adapter, template=SHORT, **OPTIONS)
+    assert rewrite(here, LEARNT) == [SENTENCE]
+    with pytest.raises(ConfigurationError, match=r"'paper-3b' is a detector: .* 'paper-detoxifier-7b'"):
+        CausalLMDetoxifier.from_preset("paper-3b")
+
+
+@pytest.mark.parametrize("name", ["embedded", "paper-detoxifier-7b"])
+def test_without_pytorch_its_runnable_says_what_does_without(name, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else real(name, *rest))
+    with pytest.raises(MissingExtraError, match=rf"'{name}' needs .*protector-guardrails\[torch\].* or use \"redact\""):
+        DetoxifierRunnable(name)
+    DetoxifierRunnable("redact")
+
+
+def test_the_default_runnable_is_the_language_model_and_loads_nothing_when_made():
+    code = (
+        "import sys; from protector_guardrails import DetoxifierRunnable; runnable = DetoxifierRunnable(); "
+        "assert runnable.detoxifier == 'embedded'; assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
 
 
 def test_the_known_base_is_looked_for_in_the_cache(base, adapter, monkeypatch):
