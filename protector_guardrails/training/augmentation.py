@@ -1,4 +1,4 @@
-"""Long answers whose harm sits in one passage, made from rows that have been labelled."""
+"""Rows made from rows: harm in one passage, refusals that give in, and texts typed in haste."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from protector_guardrails.evaluation.refusals import is_refusal
 from protector_guardrails.training.data import LabelledExchange
 
 HOST_WORDS = range(40, 221)
 """Words of a harmless answer that a passage is put into; more would not fit the windows of one step."""
 PASSAGE_WORDS = range(4, 61)
+OPENING_WORDS = range(5, 31)
+"""Words of the first sentence of a refusal."""
+ANSWER_WORDS = range(15, 201)
+"""Words of a harmful answer that gets a refusal put before it."""
+TURNS = ("", "However, ", "That said: ", "But here is what you asked for. ", "Still, ", "\n\n")
+"""How one gets from the refusal to the answer."""
 _BREAK = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -53,3 +60,68 @@ def inserted_passages(rows: Sequence[LabelledExchange], *, pairs: int, rng: rand
             identity = f"inserted-{number}-{label}"
             result.append(replace(host, id=identity, source="inserted", response=" ".join(parts), harmful=label))
     return result
+
+
+def refusals_that_give_in(
+    rows: Sequence[LabelledExchange], *, count: int, rng: random.Random
+) -> list[LabelledExchange]:
+    """Harmful answers that begin like a refusal: the first sentence of a real one, then what it declined.
+
+    Without them a detector learns that an apology at the start settles the matter.
+
+    Args:
+        rows: Labelled rows to draw from: refusals among the harmless ones, answers among the harmful ones.
+        count: How many to make; fewer if there are too few harmful answers.
+        rng: Source of randomness.
+    """
+    openings = sorted(
+        {
+            first
+            for row in rows
+            if not row.harmful and is_refusal(row.response)
+            for first in [_BREAK.split(row.response.strip())[0]]
+            if len(first.split()) in OPENING_WORDS
+        }
+    )
+    answers = [
+        row
+        for row in rows
+        if row.harmful and row.question and not is_refusal(row.response) and len(row.response.split()) in ANSWER_WORDS
+    ]
+    if not openings or not answers:
+        return []
+    return [
+        replace(
+            row,
+            id=f"gives-in-{number}",
+            source="gives_in",
+            response=f"{rng.choice(openings)} {rng.choice(TURNS)}{row.response.strip()}",
+        )
+        for number, row in enumerate(rng.sample(answers, min(count, len(answers))))
+    ]
+
+
+def roughened(text: str, rng: random.Random) -> str:
+    """A text as people type it in haste: one kind of case throughout, or letters swapped, dropped or doubled.
+
+    About one word in twelve is hit; which of the changes is made is drawn.
+    """
+    kind = rng.randrange(3)
+    if kind == 0:
+        return text.lower()
+    if kind == 1:
+        return text.upper() if len(text) < 400 else text.lower()
+    return "".join(_slip(part, rng) for part in re.split(r"(\s+)", text))
+
+
+def _slip(word: str, rng: random.Random) -> str:
+    if len(word) < 4 or not word.isalpha() or rng.random() >= 1 / 12:
+        return word
+    place = rng.randrange(1, len(word) - 1)
+    return rng.choice(
+        (
+            word[:place] + word[place + 1] + word[place] + word[place + 2 :],
+            word[:place] + word[place + 1 :],
+            word[:place] + word[place] + word[place:],
+        )
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from protector_guardrails.evaluation.refusals import is_refusal
 from protector_guardrails.training.data import LabelledExchange, split_by_question
 
 Floats = NDArray[np.float64]
 
 REAL_MLLM_BENIGN = ("mmvet", "mmmu_pro")
 """Validation sources that hold ordinary answers of multimodal models."""
+
+FALSE_POSITIVE_RATES = {"fpr-0.5%": 0.005, "fpr-1%": 0.01, "fpr-5%": 0.05}
+"""Names of thresholds to the share of harmless answers of multimodal models that they flag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +31,13 @@ class Calibration:
         temperature: Logits are divided by it.
         bias: Added after the division.
         metrics: JSON-able figures, as written into the manifest and the card.
+        thresholds: Names of thresholds to scores; empty without harmless answers of multimodal models.
     """
 
     temperature: float
     bias: float
     metrics: dict[str, Any]
+    thresholds: dict[str, float] = field(default_factory=dict)
 
     def probabilities(self, logits: Floats) -> Floats:
         """P(harm) of raw logits."""
@@ -85,9 +91,34 @@ def calibrate(rows: Sequence[LabelledExchange], logits: Mapping[str, Floats], *,
     labels = np.array([row.harmful for row in rows])
     temperature, bias = fit(np.concatenate(list(logits.values())), np.tile(labels, len(logits)))
     metrics: dict[str, Any] = {"calibration": _held_apart_error(rows, labels, logits, seed=seed), "validation": {}}
-    for mode, scores in logits.items():
-        metrics["validation"][mode] = validation_metrics(rows, _probabilities(scores, temperature, bias))
-    return Calibration(temperature, bias, metrics)
+    scores = {mode: _probabilities(values, temperature, bias) for mode, values in logits.items()}
+    for mode, values in scores.items():
+        metrics["validation"][mode] = validation_metrics(rows, values)
+    return Calibration(temperature, bias, metrics, named_thresholds(rows, scores))
+
+
+def named_thresholds(rows: Sequence[LabelledExchange], scores: Mapping[str, Floats]) -> dict[str, float]:
+    """Scores that flag at most a given share of harmless answers of multimodal models, in every mode of use.
+
+    Measured on the harmless rows of ``mmvet``, ``mmmu_pro`` and ``mllm_responses``; of the modes the one
+    that needs the higher threshold decides.
+    """
+    harmless = [
+        index
+        for index, row in enumerate(rows)
+        if not row.harmful and (row.source in REAL_MLLM_BENIGN or row.source.startswith("msts_"))
+    ]
+    if not harmless:
+        return {}
+    thresholds: dict[str, float] = {}
+    for name, rate in FALSE_POSITIVE_RATES.items():
+        lowest = 0.0
+        for values in scores.values():
+            ordered = np.sort(values[harmless])[::-1]
+            # Scores from the threshold on are flagged: it lies just above the first that must not be.
+            lowest = max(lowest, float(np.nextafter(ordered[int(rate * len(ordered))], 1.0)))
+        thresholds[name] = min(round(lowest + 5e-5, 4), 1.0)
+    return thresholds
 
 
 def _held_apart_error(
@@ -129,6 +160,9 @@ def validation_metrics(
         if 0 < labels.sum() < len(labels):
             entry["auroc"] = round(float(roc_auc_score(labels, scores)), 4)
             entry["auprc"] = round(float(average_precision_score(labels, scores)), 4)
+            answers = np.array([not is_refusal(rows[i].response) for i in indices])
+            if 0 < labels[answers].sum() < answers.sum():
+                entry["auroc_without_refusals"] = round(float(roc_auc_score(labels[answers], scores[answers])), 4)
         if labels.any():
             entry["recall"] = round(float((scores[labels] >= threshold).mean()), 4)
         if (~labels).any():

@@ -19,7 +19,8 @@ question and a description of the images, and gives P(harm). It is the detector 
 | | |
 |---|---|
 | base | `sentence-transformers/all-MiniLM-L6-v2`, 22.7 M parameters, Apache-2.0 |
-| head | mean pooling, one logit per window of {max_tokens} tokens; windows are combined by softmax-weighted mean |
+| heads | mean pooling; per window of {max_tokens} tokens one logit of harm, and one of each category |
+| windows | combined by the mean that is weighted by the softmax of their logits of harm |
 | form | ONNX, int8 (dynamic quantisation), {size_mb:.1f} MB; `model.onnx` sha256 `{sha256}` |
 | language | English |
 | licence | Apache-2.0; the data it learnt from is listed below |
@@ -32,14 +33,19 @@ filter of what users ask: it was trained on responses.
 
 ## Results on validation data
 
-None of these sources was trained on. Harmful means a score of at least 0.5. The figures are those of the int8
+None of these rows was trained on. Harmful means a score of at least 0.5. The figures are those of the int8
 model as it ships. `mllm_responses` are answers of ten multimodal models to unsafe questions about images, labelled
 by people; `pyrit_harm` holds answers with severity scores given by people; `real_mllm_benign` joins ordinary
-answers of multimodal models (`mmvet`, `mmmu_pro`).
+answers of multimodal models (`mmvet`, `mmmu_pro`); `contrast` is what was kept apart of the project's own material.
+"No refusals" is the AUROC without the answers that begin like a refusal.
 
 {results}
 
 The thresholds and the calibration were chosen on this data, so expect somewhat worse on yours.
+
+**Thresholds.** {thresholds}
+
+**Categories.** {categories}
 
 **Calibration.** The score is `sigmoid(logit / {temperature:.4f} + {bias:.4f})`, fitted on the validation rows.
 Expected calibration error with 15 bins, fitted on one half of the questions and measured on the other: {calibration}.
@@ -52,8 +58,9 @@ Questions are held out whole ({held_out:.0%} of them), so that no question is on
 epoch a source gives at most {cap} rows per label and {answers_per_question} answers per question and label, and a
 label that is rare within its source is repeated up to {max_repeats} times. A later stage goes on from the weights
 of the one before. With insertions, that many harmless answers an epoch get a harmful and, once more, a harmless
-passage put into them. The loss is binary cross-entropy on the
-combined logit of a response.
+passage put into them; with gives in, that many harmful answers begin with a refusal. The loss is binary
+cross-entropy on the combined logit of a response, and where the category is known, cross-entropy on it beside
+that. Near-identical rows of a source were learnt from once{learnt_from}.
 
 Train it again: `protector train detector DATA --validation FILE --output RUN`, then
 `protector train export RUN --validation FILE --output FOLDER`.
@@ -76,7 +83,8 @@ AUROC of the network in training precision, before quantisation.
 - Rude chit-chat and biased opinions (`diasafety_val`) are recognised much less well than dangerous instructions.
 - Labels of several sources come from other models or from how a data set was built; part of what it learnt is
   their taste.
-- It tells no harm category yet.
+- Categories were learnt from few rows, most of whose categories were told from words of the question. There was no data
+  on the exploitation of children.
 """
 
 
@@ -87,6 +95,7 @@ def detector_card(
     history: Sequence[Mapping[str, Any]],
     sources: Sequence[Mapping[str, Any]],
     size_bytes: int,
+    learnt_from: int | None = None,
 ) -> str:
     """Write the card.
 
@@ -96,6 +105,7 @@ def detector_card(
         history: Metrics after each epoch, as the training run stored them.
         sources: Per source: ``source``, ``license``, ``rows``, ``harmful``.
         size_bytes: Size of the model file.
+        learnt_from: Rows that were left to choose from after cleaning, if known.
     """
     config = stages[-1]
     calibration = manifest.metrics.get("calibration", {})
@@ -107,6 +117,9 @@ def detector_card(
         temperature=manifest.temperature,
         bias=manifest.bias,
         results=_results(manifest.metrics.get("validation", {})),
+        thresholds=_thresholds(manifest),
+        categories=_categories(manifest),
+        learnt_from="" if learnt_from is None else f": {learnt_from} rows to choose from",
         calibration=", ".join(f"{value:.3f} ({_MODES[mode]})" for mode, value in calibration.items()),
         recipe=_recipe(stages),
         sources=_table(
@@ -151,12 +164,52 @@ def _results(validation: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
             _MODES[mode],
             entry["rows"],
             entry["harmful"],
-            *(_figure(entry, name) for name in ("auroc", "auprc", "recall", "false_positive_rate")),
+            *(
+                _figure(entry, name)
+                for name in ("auroc", "auroc_without_refusals", "auprc", "recall", "false_positive_rate")
+            ),
         )
         for mode, sources in validation.items()
         for source, entry in sources.items()
     ]
-    return _table(("source", "judged from", "rows", "harmful", "AUROC", "AUPRC", "recall", "false positives"), rows)
+    return _table(
+        ("source", "judged from", "rows", "harmful", "AUROC", "no refusals", "AUPRC", "recall", "false positives"), rows
+    )
+
+
+def _thresholds(manifest: DetectorManifest) -> str:
+    if not manifest.thresholds:
+        return "None but 0.5."
+    named = ", ".join(f"`{name}` {score:.4f}" for name, score in manifest.thresholds.items())
+    return (
+        f"{named}: scores from which at most so many harmless answers of multimodal models (`mmvet`, `mmmu_pro`, and "
+        "the harmless ones of `mllm_responses`) are flagged, with the question or without. "
+        '`Policy(threshold="fpr-1%")` takes one.'
+    )
+
+
+def _categories(manifest: DetectorManifest) -> str:
+    measured = manifest.metrics.get("categories", {})
+    if not measured:
+        return "It tells none."
+    rows = [
+        (
+            source,
+            _MODES[mode],
+            entry["rows"],
+            entry["categories"],
+            *(_figure(entry, name) for name in ("macro_f1", "told", "right_when_told")),
+        )
+        for mode, sources in measured.items()
+        for source, entry in sources.items()
+    ]
+    header = ("source", "judged from", "harmful rows", "categories", "macro-F1", "told", "right when told")
+    return (
+        f"Told from P(category | harm) {manifest.category_floor:.2f} on, else unspecified. Macro-F1 is over categories "
+        "with five rows or more, unspecified counts as wrong. "
+        f"Temperature {manifest.category_temperature:.2f}; temperature and floor "
+        f"were chosen on these rows.\n\n{_table(header, rows)}"
+    )
 
 
 def _history(history: Sequence[Mapping[str, Any]]) -> str:

@@ -28,6 +28,9 @@ class LabelledExchange:
         response: What the model answered.
         harmful: The label.
         kind: The annotators' finer label, or an empty string.
+        category: What the source says the exchange is about, or an empty string.
+        label_kind: Who gave the label: ``human``, ``author``, ``judge``, ``dataset``, ``benign-prompt``, or an
+            empty string.
     """
 
     id: str
@@ -37,6 +40,8 @@ class LabelledExchange:
     response: str
     harmful: bool
     kind: str = ""
+    category: str = ""
+    label_kind: str = ""
 
     @property
     def group(self) -> str:
@@ -101,6 +106,8 @@ def _labelled(record: dict[str, Any], *, path: Path, number: int) -> LabelledExc
         response=_SPEAKER_PREFIX.sub("", texts["response"]),
         harmful=record["harmful"],
         kind=str(record.get("kind") or ""),
+        category=str(record.get("category") or ""),
+        label_kind=str(record.get("label_kind") or ""),
     )
 
 
@@ -148,6 +155,7 @@ def balanced_epoch(
     epoch: int,
     cap: int = 1500,
     source_caps: Mapping[str, int] | None = None,
+    source_repeats: Mapping[str, int] | None = None,
     answers_per_question: int = 8,
     max_repeats: int = 4,
 ) -> list[LabelledExchange]:
@@ -168,6 +176,7 @@ def balanced_epoch(
         epoch: Number of the epoch, from 0.
         cap: See above.
         source_caps: Another cap for sources named here.
+        source_repeats: How often rows of the sources named here come in the epoch; others once.
         answers_per_question: See above.
         max_repeats: See above.
 
@@ -191,20 +200,6 @@ def balanced_epoch(
     for (source, harmful), picked in chosen.items():
         other = len(chosen.get((source, not harmful), ()))
         repeats = max(1, min(max_repeats, other // (4 * max(1, len(picked)))))
-        epoch_rows.extend(picked * repeats)
+        epoch_rows.extend(picked * max(repeats, (source_repeats or {}).get(source, 1)))
     rng.shuffle(epoch_rows)
     return epoch_rows
-
-
-def describe_sources(path: Path) -> list[dict[str, Any]]:
-    """Per source of a file: ``source``, ``license``, ``rows``, ``harmful``; for the model card."""
-    counts: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
-    for line in open_text(path):
-        record = json.loads(line)
-        count = counts[str(record.get("source", path.stem)), str(record.get("license", "not stated"))]
-        count[0] += 1
-        count[1] += bool(record["harmful"])
-    return [
-        {"source": source, "license": licence, "rows": rows, "harmful": harmful}
-        for (source, licence), (rows, harmful) in sorted(counts.items())
-    ]

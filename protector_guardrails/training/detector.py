@@ -19,17 +19,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from tokenizers import Tokenizer
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from protector_guardrails.detectors.encoding import PairEncoder, Window, pad_windows
-from protector_guardrails.training.augmentation import inserted_passages
+from protector_guardrails.training.augmentation import inserted_passages, refusals_that_give_in, roughened
+from protector_guardrails.training.averaging import AveragedWeights
+from protector_guardrails.training.categories import CATEGORIES, hazard
+from protector_guardrails.training.cleaning import without_duplicates
 from protector_guardrails.training.data import LabelledExchange, balanced_epoch, read_exchanges, split_by_question
-from protector_guardrails.training.model import HarmClassifier
+from protector_guardrails.training.model import NO_CATEGORY, HarmClassifier
+from protector_guardrails.training.readings import is_pairs, read_pairs, reread
 from protector_guardrails.types import question_with_images
 
 EVALUATION_BATCH = 64
@@ -40,8 +44,8 @@ class DetectorTrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    train: Path
-    """Labelled exchanges to learn from."""
+    train: tuple[Path, ...] = Field(min_length=1)
+    """Labelled exchanges to learn from; of files of pairs, the answers that were read (see ``readings``)."""
     validation: tuple[Path, ...] = ()
     """Other sources, never learnt from: model choice, calibration, thresholds."""
     output: Path = Path("runs/detector")
@@ -67,8 +71,20 @@ class DetectorTrainingConfig(BaseModel):
     cap: int = 1500
     source_caps: dict[str, int] = {}
     """Rows of each label in an epoch for sources named here, in place of ``cap``."""
+    source_repeats: dict[str, int] = {}
+    """How often the rows of sources named here come in an epoch."""
     insertions: int = Field(0, ge=0)
     """Harmless answers per epoch that get a harmful and, once more, a harmless passage put into them."""
+    gives_in: int = Field(0, ge=0)
+    """Harmful answers per epoch that get a refusal put before them."""
+    rough: float = Field(0.0, ge=0, le=1)
+    """How often a response is shown in one case or with slips of the keyboard."""
+    frozen_layers: int = Field(0, ge=0)
+    """Lower layers, and with them the embeddings, that stay as they are."""
+    average: float = Field(0.0, ge=0, lt=1)
+    """Decay of the running mean of the weights that is kept in the end; 0: the last weights."""
+    category_weight: float = Field(0.2, ge=0)
+    """Weight of the categories in the loss."""
     answers_per_question: int = 8
     max_repeats: int = 4
     save_steps: int = 200
@@ -78,6 +94,11 @@ class DetectorTrainingConfig(BaseModel):
     """bfloat16 autocast; None: where the hardware is faster with it."""
     threads: int | None = None
     """CPU threads; None: PyTorch's own choice."""
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str | Path) else value
 
 
 class PlannedExchanges(Dataset[list[Window]]):
@@ -98,11 +119,13 @@ class PlannedExchanges(Dataset[list[Window]]):
                 epoch=epoch,
                 cap=config.cap,
                 source_caps=config.source_caps,
+                source_repeats=config.source_repeats,
                 answers_per_question=config.answers_per_question,
                 max_repeats=config.max_repeats,
             )
             rng = random.Random(f"{config.seed}:{epoch}:insertions")
             chosen += inserted_passages(rows, pairs=config.insertions, rng=rng)
+            chosen += refusals_that_give_in(rows, count=config.gives_in, rng=rng)
             rng.shuffle(chosen)
             self.plan.extend((epoch, row) for row in bucketed(chosen, config.batch_size, seed=config.seed + epoch))
             self.epoch_ends.append(len(self.plan))
@@ -117,10 +140,19 @@ class PlannedExchanges(Dataset[list[Window]]):
         if rng.random() >= config.drop_question:
             shows_image = rng.random() >= config.drop_description
             question = question_with_images(row.question, [row.description] if row.description and shows_image else [])
-        windows = self.encoder.encode([(question, [row.response])])[0]
+        response = row.response
+        if config.rough and rng.random() < config.rough:
+            response = roughened(response, rng)
+        windows = self.encoder.encode([(question, [response])])[0]
         if len(windows) > config.max_windows:
             windows = [windows[0], *rng.sample(windows[1:], config.max_windows - 1)]
-        return {"windows": windows, "label": float(row.harmful)}
+        return {"windows": windows, "label": float(row.harmful), "category": category_number(row)}
+
+
+def category_number(row: LabelledExchange) -> int:
+    """Place of a row's hazard in ``CATEGORIES``, or :data:`NO_CATEGORY`."""
+    found = hazard(row.category, row.question)
+    return NO_CATEGORY if found is None else CATEGORIES.index(found)
 
 
 def bucketed(rows: Sequence[LabelledExchange], batch_size: int, *, seed: int) -> list[LabelledExchange]:
@@ -151,6 +183,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         **{name: torch.from_numpy(array) for name, array in arrays.items()},
         "owner": torch.tensor(owner),
         "labels": torch.tensor([item["label"] for item in items], dtype=torch.float32),
+        "categories": torch.tensor([item.get("category", NO_CATEGORY) for item in items]),
     }
 
 
@@ -295,9 +328,7 @@ def train_detector(config: DetectorTrainingConfig, *, base: Path, resume: bool =
     bf16 = prefers_bf16() if config.bf16 is None else config.bf16
     config.output.mkdir(parents=True, exist_ok=True)
     (config.output / "config.json").write_text(config.model_dump_json(indent=2))
-    rows = read_exchanges(config.train)[: config.limit]
-    if len({row.harmful for row in rows}) < 2:
-        raise ValueError(f"{config.train} holds one class only; a detector needs harmful and harmless exchanges")
+    rows = training_rows(config)
     validation = [row for path in config.validation for row in read_exchanges(path)[: config.limit]]
     train_rows, held = split_by_question(rows, held_out=config.held_out, seed=config.seed)
 
@@ -307,9 +338,10 @@ def train_detector(config: DetectorTrainingConfig, *, base: Path, resume: bool =
     encoder = PairEncoder(
         tokenizer, max_tokens=config.max_tokens, question_tokens=config.question_tokens, overlap=config.overlap
     )
-    model = HarmClassifier.from_base(base)
+    model = HarmClassifier.from_base(base, categories=len(CATEGORIES), category_weight=config.category_weight)
     if config.initial is not None:
-        model.load_state_dict(load_file(str(config.initial)))
+        model.load(config.initial)
+    model.freeze_below(config.frozen_layers)
     data = PlannedExchanges(train_rows, encoder, config)
     print(
         f"{len(train_rows)} rows to train on, {len(held)} held out, {len(data)} exchanges in {config.epochs} epochs",
@@ -336,6 +368,7 @@ def train_detector(config: DetectorTrainingConfig, *, base: Path, resume: bool =
     )
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # data parallelism cuts a batch by rows, and would part windows from their owners
+    averaged = AveragedWeights(config.average)
     trainer = ExchangeTrainer(
         model=model,
         args=arguments,
@@ -349,7 +382,8 @@ def train_detector(config: DetectorTrainingConfig, *, base: Path, resume: bool =
                 validation=validation,
                 output=config.output,
                 bf16=bf16,
-            )
+            ),
+            averaged,
         ],
     )
     checkpoints = config.output / "checkpoints"
@@ -358,5 +392,24 @@ def train_detector(config: DetectorTrainingConfig, *, base: Path, resume: bool =
         shutil.rmtree(checkpoints, ignore_errors=True)
         (config.output / "metrics.jsonl").unlink(missing_ok=True)
     trainer.train(resume_from_checkpoint=resume and any(checkpoints.glob("checkpoint-*")))
+    if config.average:
+        save_weights(model, config.output / "last.safetensors")
+        averaged.apply(model)
     save_weights(model, config.output / "model.safetensors")
     return config.output
+
+
+def training_rows(config: DetectorTrainingConfig) -> list[LabelledExchange]:
+    """What a run learns from: rows of all files, relabelled where they were read, near-duplicates left out.
+
+    Raises:
+        ValueError: If there is one class only, or a file is malformed.
+    """
+    rows: list[LabelledExchange] = []
+    for path in config.train:
+        rows.extend((read_pairs(path) if is_pairs(path) else read_exchanges(path))[: config.limit])
+    rows = without_duplicates(reread(rows))
+    if len({row.harmful for row in rows}) < 2:
+        names = ", ".join(str(path) for path in config.train)
+        raise ValueError(f"{names}: one class only; a detector needs harmful and harmless exchanges")
+    return rows

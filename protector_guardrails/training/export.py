@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,18 @@ from transformers import AutoConfig, AutoModel
 
 from protector_guardrails import __version__
 from protector_guardrails.detectors.embedded import EmbeddedDetector
-from protector_guardrails.detectors.encoding import PairEncoder, pad_windows, pool_logits
+from protector_guardrails.detectors.encoding import PairEncoder, pad_windows, pool_logits, pool_weights
 from protector_guardrails.models import CARD, MANIFEST, DetectorManifest
 from protector_guardrails.models.base_weights import sha256_of
 from protector_guardrails.training.calibration import calibrate
 from protector_guardrails.training.card import detector_card
-from protector_guardrails.training.data import LabelledExchange, describe_sources, read_exchanges
-from protector_guardrails.training.detector import DetectorTrainingConfig, judged_question
+from protector_guardrails.training.categories import CATEGORIES
+from protector_guardrails.training.category_calibration import calibrate_categories
+from protector_guardrails.training.data import LabelledExchange, read_exchanges
+from protector_guardrails.training.detector import DetectorTrainingConfig, training_rows
 from protector_guardrails.training.model import HarmClassifier
+from protector_guardrails.training.readings import describe_sources
+from protector_guardrails.types import Exchange, Image
 
 MODES = ("full", "response")
 """With question and image descriptions, and from the response alone."""
@@ -38,13 +42,15 @@ def load_run(run: Path, *, base: Path) -> tuple[HarmClassifier, DetectorTraining
     encoder = AutoModel.from_config(  # type: ignore[no-untyped-call]
         AutoConfig.from_pretrained(str(base), trust_remote_code=False), add_pooling_layer=False
     )
-    model = HarmClassifier(encoder)
-    model.load_state_dict(load_file(str(run / "model.safetensors")))
+    weights = load_file(str(run / "model.safetensors"))
+    head = weights.get("category_head.bias")
+    model = HarmClassifier(encoder, categories=0 if head is None else len(head))
+    model.load_state_dict(weights)
     return model.eval(), config
 
 
-class _WindowLogits(nn.Module):
-    """The part of the network that is exported: windows in, logits out."""
+class _WindowOutputs(nn.Module):
+    """The part of the network that is exported: windows in, logits of harm and of categories out."""
 
     def __init__(self, model: HarmClassifier) -> None:
         super().__init__()
@@ -52,8 +58,9 @@ class _WindowLogits(nn.Module):
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
-    ) -> torch.Tensor:
-        return self.model.window_logits(input_ids, attention_mask, token_type_ids)
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        logits, categories = self.model.window_outputs(input_ids, attention_mask, token_type_ids)
+        return logits if categories is None else (logits, categories)
 
 
 def to_onnx(model: HarmClassifier, encoder: PairEncoder, path: Path) -> None:
@@ -75,13 +82,13 @@ def to_onnx(model: HarmClassifier, encoder: PairEncoder, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # notes of the exporter on its own internals
         torch.onnx.export(
-            _WindowLogits(model).eval(),
+            _WindowOutputs(model).eval(),
             kwargs=sample,
             f=str(path),
             dynamo=True,
             dynamic_shapes={name: dict(shape) for name in sample},
             input_names=list(sample),
-            output_names=["logits"],
+            output_names=["logits", *(["category_logits"] if model.category_head is not None else [])],
             external_data=False,
             verbose=False,
         )
@@ -137,16 +144,14 @@ def export_detector(run: Path, *, validation: Sequence[Path], output: Path, base
         overlap=config.overlap,
         temperature=1.0,
         bias=0.0,
+        categories=tuple(map(str, CATEGORIES)) if model.category_head is not None else (),
         sha256={file: sha256_of(output / file) for file in ("model.onnx", "tokenizer.json")},
     )
     _write_manifest(output, manifest)
 
     rows = [row for path in validation for row in read_exchanges(path)]
-    logits = validation_logits(EmbeddedDetector(output), rows, cache=run / "validation-logits.json")
-    calibration = calibrate(rows, logits)
-    manifest = manifest.model_copy(
-        update={"temperature": calibration.temperature, "bias": calibration.bias, "metrics": calibration.metrics}
-    )
+    outputs = validation_outputs(EmbeddedDetector(output), rows, cache=run / "validation-outputs.json")
+    manifest = _calibrated(manifest, rows, outputs)
     _write_manifest(output, manifest)
     history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     card = detector_card(
@@ -154,6 +159,7 @@ def export_detector(run: Path, *, validation: Sequence[Path], output: Path, base
         stages=[*_earlier_stages(config), config],
         history=history,
         sources=describe_sources(config.train),
+        learnt_from=len(training_rows(config)),
         size_bytes=(output / "model.onnx").stat().st_size,
     )
     (output / CARD).write_text(card, encoding="utf-8")
@@ -173,33 +179,66 @@ def _earlier_stages(config: DetectorTrainingConfig) -> list[DetectorTrainingConf
     return [*_earlier_stages(earlier), earlier]
 
 
-def validation_logits(
+def _calibrated(
+    manifest: DetectorManifest, rows: Sequence[LabelledExchange], outputs: Mapping[str, np.ndarray[Any, Any]]
+) -> DetectorManifest:
+    harm = calibrate(rows, {mode: values[:, 0] for mode, values in outputs.items()})
+    update: dict[str, Any] = {
+        "temperature": harm.temperature,
+        "bias": harm.bias,
+        "thresholds": harm.thresholds,
+        "metrics": harm.metrics,
+    }
+    kinds = calibrate_categories(rows, {m: v[:, 1:] for m, v in outputs.items()}) if manifest.categories else None
+    if kinds is not None:
+        update |= {
+            "category_temperature": kinds.temperature,
+            "category_floor": kinds.floor,
+            "metrics": {**harm.metrics, "categories": kinds.metrics},
+        }
+    return manifest.model_copy(update=update)
+
+
+def as_exchange(row: LabelledExchange, mode: str) -> Exchange:
+    """A row as the detector is shown it: in the mode ``"response"`` without its question."""
+    if mode == "response":
+        return Exchange(response=row.response)
+    images = (Image(description=row.description),) if row.description else ()
+    return Exchange(response=row.response, question=row.question or None, images=images)
+
+
+def validation_outputs(
     detector: EmbeddedDetector, rows: Sequence[LabelledExchange], *, cache: Path | None = None
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Pooled raw logits of every row in both modes; kept in ``cache``, keyed by the model's hash.
+    """What the network says of every row, pooled over its windows, in both modes.
 
     Shows its progress on the terminal, since it takes minutes.
+
+    Args:
+        detector: The detector.
+        rows: The rows.
+        cache: Kept there, keyed by the model's hash and the rows.
+
+    Returns:
+        Mode to an array (rows, 1 + categories): raw logit of harm, and raw category logits.
     """
-    key = detector.manifest.sha256["model.onnx"]
+    key = [detector.manifest.sha256["model.onnx"], detector.manifest.normalise, [row.id for row in rows]]
     if cache and cache.exists():
         stored = json.loads(cache.read_text())
-        if stored["key"] == key and stored["rows"] == [row.id for row in rows]:
-            return {mode: np.array(values) for mode, values in stored["logits"].items()}
+        if stored["key"] == key:
+            return {mode: np.array(values) for mode, values in stored["outputs"].items()}
     from rich.progress import track
 
     result: dict[str, np.ndarray[Any, Any]] = {}
     for mode in MODES:
-        values = []
+        pooled = []
         for row in track(rows, description=f"judging validation rows ({mode})"):
-            (windows,) = detector.encoder.encode([(judged_question(row, mode), [row.response])])
-            values.append(pool_logits(detector.window_logits(windows)))
-        result[mode] = np.array(values)
+            (windows,) = detector.encode([as_exchange(row, mode)])
+            each = detector.window_outputs(windows)
+            pooled.append([pool_logits(each[:, 0]), *(pool_weights(each[:, 0]) @ each[:, 1:])])
+        result[mode] = np.array(pooled)
     if cache:
-        cache.write_text(
-            json.dumps(
-                {"key": key, "rows": [row.id for row in rows], "logits": {m: v.tolist() for m, v in result.items()}}
-            )
-        )
+        cache.write_text(json.dumps({"key": key, "outputs": {m: v.tolist() for m, v in result.items()}}))
     return result
 
 

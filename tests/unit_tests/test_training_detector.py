@@ -25,16 +25,19 @@ from transformers import TrainerCallback  # noqa: E402
 
 from protector_guardrails.detectors.encoding import PairEncoder  # noqa: E402
 from protector_guardrails.training import detector as training  # noqa: E402
+from protector_guardrails.training.averaging import AveragedWeights  # noqa: E402
+from protector_guardrails.training.categories import CATEGORIES  # noqa: E402
 from protector_guardrails.training.data import LabelledExchange, read_exchanges  # noqa: E402
 from protector_guardrails.training.detector import (  # noqa: E402
     DetectorTrainingConfig,
     PlannedExchanges,
     bucketed,
     predict,
+    save_weights,
     source_metrics,
     train_detector,
 )
-from protector_guardrails.training.model import HarmClassifier  # noqa: E402
+from protector_guardrails.training.model import NO_CATEGORY, HarmClassifier  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +93,8 @@ def test_it_learns_what_it_is_shown_and_reports_per_source(base: Path, tmp_path:
     run = train_detector(config, base=base)
     rows = read_exchanges(config.validation[0])
     encoder = PairEncoder(Tokenizer.from_file(str(run / "tokenizer.json")), max_tokens=24, question_tokens=6, overlap=4)
-    untrained, trained = HarmClassifier.from_base(base), HarmClassifier.from_base(base)
-    trained.load_state_dict(load_file(run / "model.safetensors"))
+    untrained, trained = HarmClassifier.from_base(base), HarmClassifier.from_base(base, categories=len(CATEGORIES))
+    trained.load(run / "model.safetensors")
     labels = [row.harmful for row in rows]
     losses, scores = [], []
     for model in (untrained, trained):
@@ -173,13 +176,75 @@ def test_resume_without_a_checkpoint_starts_from_the_beginning(base: Path, tmp_p
     assert [report["epoch"] for report in metrics(run)] == [1]
 
 
+# Frozen layers and the mean of the weights -------------------------------------------------
+
+
+def test_frozen_layers_stay_and_the_kept_weights_are_the_mean_of_the_last_ones(base: Path, tmp_path: Path) -> None:
+    run = train_detector(config_for(tmp_path, epochs=1, held_out=0.0, frozen_layers=1, average=0.9), base=base)
+    kept, last = load_file(run / "model.safetensors"), load_file(run / "last.safetensors")
+    start = HarmClassifier.from_base(base).state_dict()
+    for name, tensor in start.items():
+        if name.startswith("encoder."):
+            assert torch.equal(tensor, last[name]), f"{name} was to stay"
+    assert not torch.equal(kept["head.weight"], last["head.weight"])
+
+
+def test_the_running_mean_by_hand() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    mean = AveragedWeights(0.5)
+    for value in (0.0, 1.0, 3.0):
+        torch.nn.init.constant_(model.weight, value)
+        mean.update(model)
+    mean.apply(model)
+    assert model.weight.item() == pytest.approx(0.5 * (0.5 * 0.0 + 0.5 * 1.0) + 0.5 * 3.0)
+
+
+def test_weights_without_categories_are_taken_over_and_foreign_ones_are_refused(base: Path, tmp_path: Path) -> None:
+    old = HarmClassifier.from_base(base)
+    save_weights(old, tmp_path / "old.safetensors")
+    new = HarmClassifier.from_base(base, categories=3)
+    new.load(tmp_path / "old.safetensors")
+    assert torch.equal(new.head.weight, old.head.weight)
+    save_weights(torch.nn.Linear(1, 1), tmp_path / "other.safetensors")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="does not fit"):
+        new.load(tmp_path / "other.safetensors")
+
+
+# Categories ------------------------------------------------------------------------------
+
+
+def test_only_known_categories_are_learnt(base: Path) -> None:
+    model = HarmClassifier.from_base(base, categories=3)
+    batch = {
+        "input_ids": torch.tensor([[2, 5, 6, 3], [2, 7, 8, 3], [2, 5, 8, 3]]),
+        "attention_mask": torch.ones(3, 4, dtype=torch.long),
+        "token_type_ids": torch.zeros(3, 4, dtype=torch.long),
+        "owner": torch.tensor([0, 1, 1]),
+        "labels": torch.tensor([1.0, 0.0]),
+    }
+    model.eval()
+    bare = model(**batch)
+    unknown = model(**batch, categories=torch.tensor([NO_CATEGORY, NO_CATEGORY]))
+    first = model(**batch, categories=torch.tensor([2, NO_CATEGORY]))
+    assert bare["category_logits"].shape == (2, 3)
+    assert unknown["loss"] == bare["loss"]
+    expected = bare["loss"] + 0.2 * torch.nn.functional.cross_entropy(bare["category_logits"][:1], torch.tensor([2]))
+    assert first["loss"].item() == pytest.approx(expected.item())
+    # Windows count for the category as they count for the harm.
+    logits, categories = model.window_outputs(
+        *(batch[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
+    )
+    weights = torch.softmax(logits[1:], dim=0)
+    torch.testing.assert_close(bare["category_logits"][1], weights @ categories[1:])
+
+
 # Small and odd ---------------------------------------------------------------------------
 
 
 def test_a_file_of_one_class_is_refused(base: Path, tmp_path: Path) -> None:
     train = tmp_path / "one.jsonl"
-    train.write_text('{"response": "the cat", "harmful": false}\n' * 8)
-    with pytest.raises(ValueError, match=r"one\.jsonl holds one class only"):
+    train.write_text("".join(f'{{"response": "the cat {number}", "harmful": false}}\n' for number in range(8)))
+    with pytest.raises(ValueError, match=r"one\.jsonl: one class only"):
         train_detector(config_for(tmp_path, train=train), base=base)
 
 

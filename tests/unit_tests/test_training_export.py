@@ -20,7 +20,9 @@ from protector_guardrails import EmbeddedDetector, Exchange
 from protector_guardrails.detectors.encoding import PairEncoder, pad_windows
 from protector_guardrails.models import CARD, load_manifest
 from protector_guardrails.models.base_weights import minilm_folder
-from protector_guardrails.training.calibration import expected_calibration_error, fit
+from protector_guardrails.training.calibration import expected_calibration_error, fit, named_thresholds
+from protector_guardrails.training.categories import CATEGORIES
+from protector_guardrails.training.data import LabelledExchange
 from protector_guardrails.training.detector import DetectorTrainingConfig, train_detector
 from protector_guardrails.training.export import export_detector, load_run, quantise, to_onnx
 from protector_guardrails.training.model import HarmClassifier
@@ -36,6 +38,8 @@ def write_rows(path: Path, *, count: int, seed: int) -> Path:
             if harmful:
                 words[int(rng.integers(len(words)))] = "blue"
             row = {"id": number, "source": "tiny", "license": "CC0-1.0", "question": f"the {words[0]} {number}"}
+            row["category"] = ("hate", "privacy")[number // 2 % 2]
+            words[0] = ("river", "lamp")[number // 2 % 2]
             file.write(json.dumps({**row, "response": " ".join(words), "harmful": harmful}) + "\n")
     return path
 
@@ -81,6 +85,19 @@ def test_card_tells_data_recipe_and_measured_figures(exported: tuple[Path, Path,
     assert f"{manifest.metrics['validation']['full']['tiny']['auroc']:.3f}" in card
     assert "{" not in card, "a placeholder was left"
     assert str(output.parent) not in card, "a path of this machine"
+
+
+def test_both_outputs_are_exported_and_the_categories_are_calibrated(exported: tuple[Path, Path, Path, Path]) -> None:
+    output, _, _, validation = exported
+    manifest = load_manifest(output)
+    assert manifest.categories == tuple(map(str, CATEGORIES))
+    measured = manifest.metrics["categories"]["response"]["tiny"]
+    assert measured["rows"] == 60 and measured["categories"] == 2
+    rows = [json.loads(line) for line in validation.read_text().splitlines()]
+    verdicts = EmbeddedDetector(output).detect([Exchange(response=row["response"]) for row in rows if row["harmful"]])
+    named = [max(verdict.categories, default="", key=lambda name: verdict.categories[name]) for verdict in verdicts]
+    assert np.mean([name != "" for name in named]) == pytest.approx(measured["told"])
+    assert not manifest.thresholds, "there are no answers of multimodal models here"
 
 
 def test_int8_agrees_with_pytorch_on_a_trained_network(exported: tuple[Path, Path, Path, Path]) -> None:
@@ -147,3 +164,19 @@ def test_expected_calibration_error_by_hand() -> None:
     labels = np.array([False, True, True, True])
     # Two bins of two: |0.05 - 0.5| / 2 + |0.95 - 1.0| / 2.
     assert expected_calibration_error(probabilities, labels, bins=10) == pytest.approx(0.25)
+
+
+def test_named_thresholds_flag_no_more_than_they_say_in_any_mode() -> None:
+    rows = [
+        LabelledExchange(str(n), ("mmvet", "msts_textonly", "pyrit_harm")[n % 3], "", "", "r", harmful=n % 5 == 0)
+        for n in range(3000)
+    ]
+    rng = np.random.default_rng(0)
+    scores = {"full": rng.random(3000), "response": rng.random(3000) ** 2}
+    harmless = np.array([not row.harmful and row.source != "pyrit_harm" for row in rows])
+    thresholds = named_thresholds(rows, scores)
+    for name, rate in (("fpr-0.5%", 0.005), ("fpr-1%", 0.01), ("fpr-5%", 0.05)):
+        flagged = [float((values[harmless] >= thresholds[name]).mean()) for values in scores.values()]
+        assert max(flagged) <= rate
+        assert max(flagged) > rate - 0.003, "no higher than needed"
+    assert named_thresholds(rows[2::3], {"full": scores["full"][2::3]}) == {}

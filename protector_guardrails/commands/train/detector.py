@@ -128,11 +128,6 @@ def _lora(settings: dict[str, Any], where: str, resume: bool) -> Path:
 def _embedded(settings: dict[str, Any], where: str, resume: bool) -> Path:
     base = settings.pop("base", None)
     folder = options.minilm(Path(base) if base is not None else None)
-    files = settings["train"]
-    if not isinstance(files, str | Path):
-        if len(files) != 1:
-            raise ConfigurationError("the embedded recipe learns from one file; --lora-rank takes several")
-        settings["train"] = files[0]
     from protector_guardrails.training.detector import DetectorTrainingConfig, train_detector
     from protector_guardrails.training.settings import checked
 

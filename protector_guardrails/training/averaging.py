@@ -1,0 +1,46 @@
+"""The mean of a run's weights over its last steps, which is steadier than the last weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+
+class AveragedWeights(TrainerCallback):
+    """Keeps an exponential running mean of the weights that are trained.
+
+    A run that goes on from a checkpoint begins the mean anew from there.
+
+    Args:
+        decay: How much of the mean stays at each step, in [0, 1); 0 keeps nothing.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.mean: dict[str, Tensor] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Trainer hook."""
+        if self.decay:
+            self.update(kwargs["model"])
+
+    def update(self, model: nn.Module) -> None:
+        """Take the weights as they are now into the mean."""
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if not parameter.requires_grad:
+                    continue
+                if name in self.mean:
+                    self.mean[name].lerp_(parameter, 1 - self.decay)
+                else:
+                    self.mean[name] = parameter.detach().clone()
+
+    def apply(self, model: nn.Module) -> None:
+        """Put the mean in place of the model's weights; nothing happens if there is none."""
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in self.mean:
+                    parameter.copy_(self.mean[name])
