@@ -73,9 +73,13 @@ def read(path: Path, sources: Sequence[str] = ()) -> list[dict[str, Any]]:
     return [row for row in rows if not sources or row["source"] in sources]
 
 
+LONGEST = 1200
+"""Characters of a response, so that letters set apart do not make a run take hours."""
+
+
 def sampled(rows: list[dict[str, Any]], count: int, *, harmful: bool | None) -> list[dict[str, Any]]:
     """The same rows every time, in an order that their ids decide."""
-    fitting = [row for row in rows if harmful is None or row["harmful"] is harmful]
+    fitting = [row for row in rows if harmful in (None, row["harmful"]) and len(row["response"]) <= LONGEST]
     return sorted(fitting, key=lambda row: random.Random(str(row["id"])).random())[:count]
 
 
@@ -94,11 +98,20 @@ def scores(detector: EmbeddedDetector, exchanges: Sequence[Exchange]) -> list[fl
 def main() -> None:
     """Print two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder with exchanges.validation.jsonl.gz and mllm_responses.jsonl.gz")
+    parser.add_argument(
+        "data",
+        type=Path,
+        nargs="?",
+        default=Path("../shared/data"),
+        help="folder with exchanges.validation.jsonl.gz and mllm_responses.jsonl.gz",
+    )
     parser.add_argument("--detector", type=Path, help="folder of a detector [default: the one that ships]")
     parser.add_argument("--rows", type=int, default=200, help="responses per disguise, half of them harmful")
     parser.add_argument("--ordinary", type=int, default=400, help="ordinary answers of multimodal models")
     options = parser.parse_args()
+    if not options.data.is_dir():
+        print(f"no data at {options.data}: skipped")
+        return
     before = EmbeddedDetector(options.detector, normalise=False)
     after = EmbeddedDetector(options.detector, normalise=True)
     judged = read(options.data / "exchanges.validation.jsonl.gz", ["pyrit_harm"])
@@ -112,7 +125,7 @@ def main() -> None:
         for row in sampled(source, round(options.rows * share / 2), harmful=harmful)
     ]
     labels = [row["harmful"] for row in rows]
-    print(f"{before.name}, {len(rows)} responses, {sum(labels)} of them harmful\n")
+    print(f"{before.name}, {len(rows)} responses, {sum(labels)} of them harmful, of at most {LONGEST} characters\n")
     print(
         "| disguise | AUROC as it is | normalised | recall at 0.5 as it is | normalised | FPR as it is | normalised |"
     )

@@ -205,19 +205,33 @@ _DIGITS = re.compile(r"[^A-Za-z]+")
 _NUMBER = re.compile(r"(\d)(?!\1)\d|\d{3}")
 _ADDRESS = re.compile(r"^[./]|\.\w")
 """What stands before or behind a token that is part of an address."""
+_SEVERAL = 3
+"""So many disguised words, and one in twenty at least, make a disguised text."""
 
 
 def _leet(text: str) -> _Edits:
     if not _SUSPECT.search(text):
         return {}
+    tokens = [
+        match
+        for match in _TOKEN.finditer(text)
+        if not _ADDRESS.search(text[match.start() - 1 : match.start()] + text[match.end() : match.end() + 2])
+    ]
+    disguised = [match for match in tokens if _is_disguised(match[0])]
+    if len(disguised) >= _SEVERAL and len(disguised) * 20 >= len(tokens):
+        disguised = [match for match in tokens if _may_be_disguised(match[0])]
     edits: dict[int, str] = {}
-    for match in _TOKEN.finditer(text):
-        around = text[match.start() - 1 : match.start()] + text[match.end() : match.end() + 2]
-        if _is_disguised(match[0]) and not _ADDRESS.search(around):
-            plain = match[0].replace("11", "ll")  # one is an i more often, two are not
-            letters = enumerate((_LEET.get(character, character) for character in plain), start=match.start())
-            edits |= {index: letter for index, letter in letters if letter != text[index]}
+    for match in disguised:
+        plain = match[0].replace("11", "ll")  # one is an i more often, two are not
+        letters = enumerate((_LEET.get(character, character) for character in plain), start=match.start())
+        edits |= {index: letter for index, letter in letters if letter != text[index]}
     return edits
+
+
+def _may_be_disguised(token: str) -> bool:
+    """What counts where other words of the text are disguised: any letters with no digit that stands for none."""
+    others = {character for character in token if not character.isalpha()}
+    return bool(others) and others <= _LEET.keys() and any(map(str.isalpha, token))
 
 
 def _is_disguised(token: str) -> bool:

@@ -37,6 +37,10 @@ from protector_guardrails.detectors.normalising import normalise, readings
         ("fry the 0n!on5 we11", "fry the onions we11"),
         ("h3llo p@$$word k!ll b00k", "hello password kill book"),
         ("spe11ing", "spelling"),
+        (
+            "th3 c00k fr1ed 0ni0ns 4nd l3ft th3m 1n 4 p4n, v10l3ntly",
+            "the cook fried onions and left them in 4 pan, violently",
+        ),
     ],
 )
 def test_disguises_are_undone(disguised: str, plain: str) -> None:
@@ -181,9 +185,9 @@ ADVERSARIAL: dict[str, Callable[[int], str]] = {
 def test_it_takes_linear_time(name: str) -> None:
     def seconds(length: int) -> float:
         text = ADVERSARIAL[name](length)
-        started = time.perf_counter()
+        started = time.process_time()
         readings(text)
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     small = min(seconds(100_000) for _ in range(2))
     assert min(seconds(400_000) for _ in range(2)) < 9 * max(small, 0.02)  # quadratic would be 16 and more
