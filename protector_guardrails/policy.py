@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from protector_guardrails.errors import ConfigurationError
 from protector_guardrails.types import HarmCategory, Verdict
@@ -24,6 +26,8 @@ REFUSAL = (
 
 class Policy(BaseModel):
     """Thresholds, actions, failure mode and limits of a guard. Immutable.
+
+    Guards also take the path of a JSON file with these fields in place of a policy.
 
     Attributes:
         threshold: Score from which a response is harmful: a number, or the name of one of the
@@ -49,6 +53,11 @@ class Policy(BaseModel):
         overlap_chars: Characters at the end of a judged window that are held back and judged
             again with the next one. No harm that is at most as long, and that the detector
             sees in a window, leaves even in part.
+
+    Example:
+        >>> policy = Policy(threshold={"default": 0.6, "hate": 0.3}, on_harm="refuse", timeout_s=5)
+        >>> policy.apply(Verdict(harmful=False, score=0.5, categories={"hate": 0.4})).harmful
+        True
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,6 +86,32 @@ class Policy(BaseModel):
         if isinstance(threshold, Mapping):
             return {name: _number_in(value) for name, value in threshold.items()}
         return _number_in(threshold)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_file(cls, given: Any) -> Any:
+        """So that whatever takes a policy takes the path of one."""
+        return dict(cls.from_file(given)) if isinstance(given, str | os.PathLike) else given
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Policy:
+        """The policy in a JSON file, such as ``protector tune-threshold`` writes.
+
+        Args:
+            path: The file: an object with fields of this class; what it leaves out has its default.
+
+        Raises:
+            ConfigurationError: If there is no such file, or it is not a policy; says which field is wrong.
+        """
+        file = Path(path)
+        try:
+            return cls.model_validate_json(file.read_bytes())
+        except OSError as error:
+            raise ConfigurationError(f"the policy {file} cannot be read: {error.strerror or error}") from error
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            where = "".join(f"{part}: " for part in first["loc"])
+            raise ConfigurationError(f"{file} is not a policy: {where}{first['msg']}") from error
 
     def resolved(self, thresholds: Mapping[str, float], *, detector: str) -> Policy:
         """This policy with numbers in place of the names of thresholds; a guard does this when it is built.
@@ -152,6 +187,10 @@ class Policy(BaseModel):
     def refusal_for(self, verdict: Verdict | None) -> str:
         """The refusal, naming the kind of harm where the verdict tells it."""
         return render_refusal(self.refusal, verdict)
+
+
+PolicyLike = Policy | Mapping[str, Any] | str | os.PathLike[str]
+"""What guards take as a policy: one, its fields, or the path of a JSON file with them."""
 
 
 def render_refusal(template: str, verdict: Verdict | None) -> str:

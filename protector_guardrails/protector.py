@@ -20,7 +20,7 @@ from protector_guardrails.detectors import resolve_detector
 from protector_guardrails.detectors.base import HarmDetector
 from protector_guardrails.detoxifiers import AnyDetoxifier, resolve_detoxifier
 from protector_guardrails.errors import AuditError, DetectorError, HarmfulResponseError, ProtectorError
-from protector_guardrails.policy import Policy
+from protector_guardrails.policy import Policy, PolicyLike
 from protector_guardrails.telemetry import guarding
 from protector_guardrails.threads import run_in_thread
 from protector_guardrails.types import Exchange, Outcome, Verdict
@@ -67,11 +67,12 @@ class Protector:
         detector: str | HarmDetector = "embedded",
         detoxifier: AnyDetoxifier = "redact",
         *,
-        policy: Policy | None = None,
+        policy: PolicyLike | None = None,
         audit: AuditLog | str | os.PathLike[str] | None = None,
     ) -> None:
         self.detector = resolve_detector(detector)
-        self.policy = (policy or Policy()).resolved(self.detector.thresholds, detector=self.detector.name)
+        chosen = Policy() if policy is None else Policy.model_validate(policy)
+        self.policy = chosen.resolved(self.detector.thresholds, detector=self.detector.name)
         self.detoxifier = resolve_detoxifier(detoxifier).bound_to(self.detector, self.policy)
         self.asker = Asker(self.policy.timeout_s)
         self.audit = _opened(audit)

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from protector_guardrails.commands.pages import write_pages
-from protector_guardrails.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from protector_guardrails.evaluation.defense.results import DefenseEvaluation
-    from protector_guardrails.policy import Policy
 
 _Progress = tuple[Callable[[int], None], Callable[[int], None]]
 
@@ -89,6 +87,7 @@ def defense(  # noqa: PLR0917 - options of the command line
 
     require_extra("evaluating a defence")
     from protector_guardrails.evaluation.defense.run import evaluate_defense
+    from protector_guardrails.policy import Policy
 
     repeated = {"--benchmark": benchmark, "--judge": judge, "--benign": benign, "--kinds": kinds}
     words = ["protector", "evaluate", "defense", "--mllm", mllm]
@@ -107,7 +106,7 @@ def defense(  # noqa: PLR0917 - options of the command line
                 judges=judge or (),
                 detector=detector,
                 detoxifier=detoxifier,
-                policy=None if policy is None else _read_policy(policy),
+                policy=None if policy is None else Policy.from_file(policy),
                 describe=describe,
                 benign=benign or (),
                 limit=limit,
@@ -139,19 +138,6 @@ def defense(  # noqa: PLR0917 - options of the command line
 def _is_incomplete(evaluation: DefenseEvaluation) -> bool:
     unjudged = any(judge.unusable for judge in evaluation.judges if judge.kind != "labels")
     return bool(evaluation.answered.failures or evaluation.run.failures or unjudged)
-
-
-def _read_policy(path: Path) -> Policy:
-    from pydantic import ValidationError
-
-    from protector_guardrails.policy import Policy
-
-    try:
-        return Policy.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        raise ConfigurationError(f"{path} is not a policy: {f'{field}: ' if field else ''}{first['msg']}") from error
 
 
 @contextmanager

@@ -31,8 +31,8 @@ def tune_threshold(  # noqa: PLR0917 - options of the command line
 ) -> None:
     """Choose the threshold that flags at most a share of harmless answers, and write it as a policy.
 
-    POLICY.json is what Policy, HarmDetectorRunnable and protect take as a loaded
-    dict; how it was chosen goes to POLICY.tuning.json beside it.
+    Guards take its path, as HarmDetectorRunnable(policy="POLICY.json") does; how it
+    was chosen goes to POLICY.tuning.json beside it.
     """
     record = output.with_name(output.name.removesuffix(".json") + ".tuning.json")
     if not output.parent.is_dir():

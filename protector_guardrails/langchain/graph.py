@@ -18,7 +18,7 @@ from protector_guardrails.errors import ConfigurationError
 from protector_guardrails.langchain.guards import read_record
 from protector_guardrails.langchain.messages import METADATA_KEY, read_response
 from protector_guardrails.langchain.protected_model import protect
-from protector_guardrails.policy import Policy
+from protector_guardrails.policy import PolicyLike
 
 
 def protected_node(
@@ -26,7 +26,7 @@ def protected_node(
     *,
     detector: str | HarmDetector = "embedded",
     detoxifier: AnyDetoxifier = "redact",
-    policy: Policy | Mapping[str, Any] | None = None,
+    policy: PolicyLike | None = None,
     audit: AuditLog | str | PathLike[str] | None = None,
     raw_callbacks: Sequence[BaseCallbackHandler] = (),
     messages_key: str = "messages",

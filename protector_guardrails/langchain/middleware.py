@@ -26,7 +26,7 @@ from protector_guardrails.langchain.review import reviewing, withheld
 from protector_guardrails.langchain.screening import input_policy, screening_input, screening_result
 from protector_guardrails.langchain.steps import Handle, Steps, Tell, arun_steps, run_steps
 from protector_guardrails.langchain.vault import Heard, Held, Overhearing, listening
-from protector_guardrails.policy import Policy
+from protector_guardrails.policy import Policy, PolicyLike
 
 try:
     from langchain.agents.middleware import AgentMiddleware, ExtendedModelResponse, ModelResponse, hook_config
@@ -106,7 +106,7 @@ class ProtectorMiddleware(AgentMiddleware[Any, Any, Any]):
         *,
         detector: str | HarmDetector = "embedded",
         detoxifier: AnyDetoxifier = "redact",
-        policy: Policy | Mapping[str, Any] | None = None,
+        policy: PolicyLike | None = None,
         mode: Mode | None = None,
         judge_tool_results: bool = False,
         judge_input: bool = False,

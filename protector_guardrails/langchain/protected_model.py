@@ -31,7 +31,7 @@ from protector_guardrails.langchain.private import (
     privately,
     resolved,
 )
-from protector_guardrails.policy import Policy
+from protector_guardrails.policy import Policy, PolicyLike
 
 _Raw = Runnable[LanguageModelInput, Any]
 
@@ -43,6 +43,12 @@ class ProtectedChatModel(BaseChatModel):
     tracer, debug output or cache of the application sees what it says. Outside there is one
     chat model whose answers and tokens were judged. Attributes are the arguments of
     :func:`protect`.
+
+    Example:
+        >>> from langchain_core.language_models import FakeListChatModel
+        >>> model = ProtectedChatModel(FakeListChatModel(responses=["At nine."]), detoxifier="refuse")
+        >>> model.invoke("When does it open?").text
+        'At nine.'
     """
 
     mllm: SkipValidation[Any] = Field(exclude=True, repr=False)
@@ -297,7 +303,7 @@ def protect(
     *,
     detector: str | HarmDetector = "embedded",
     detoxifier: AnyDetoxifier = "redact",
-    policy: Policy | Mapping[str, Any] | None = None,
+    policy: PolicyLike | None = None,
     audit: AuditLog | str | PathLike[str] | None = None,
     raw_callbacks: Sequence[BaseCallbackHandler] = (),
 ) -> ProtectedChatModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from typing import Annotated, Any, Literal
@@ -23,7 +22,7 @@ from protector_guardrails.langchain.guards import (
     released_in,
 )
 from protector_guardrails.langchain.items import Item
-from protector_guardrails.policy import Policy
+from protector_guardrails.policy import Policy, PolicyLike
 from protector_guardrails.types import Exchange, Verdict
 
 DetectorField = Annotated[HarmDetector, WithJsonSchema({"title": "HarmDetector", "type": "object"})]
@@ -92,7 +91,7 @@ class HarmDetectorRunnable(GuardRunnable):
         self,
         detector: str | HarmDetector = "embedded",
         *,
-        policy: Policy | Mapping[str, Any] | None = None,
+        policy: PolicyLike | None = None,
         record_questions: bool = True,
         audit: AuditLog | str | PathLike[str] | None = None,
         **kwargs: Any,
@@ -153,7 +152,7 @@ class DetoxifierRunnable(GuardRunnable):
 
     Raises:
         ConfigurationError: When made, if a name is not known.
-        MissingExtraError: When made, if it is ``"embedded"``, and PyTorch is not installed.
+        MissingExtraError: When made, if it is a language model of ours, and PyTorch is not installed.
         InputError: When called, if the input holds no response.
 
     Example:
@@ -177,7 +176,7 @@ class DetoxifierRunnable(GuardRunnable):
         detoxifier: AnyDetoxifier = "embedded",
         *,
         detector: str | HarmDetector | None = None,
-        policy: Policy | Mapping[str, Any] | None = None,
+        policy: PolicyLike | None = None,
         record_questions: bool = True,
         audit: AuditLog | str | PathLike[str] | None = None,
         **kwargs: Any,

@@ -16,7 +16,7 @@ from protector_guardrails.detectors.base import HarmDetector
 from protector_guardrails.detoxifiers import AnyDetoxifier, check_detoxifier
 from protector_guardrails.detoxifiers.base import Detoxifier
 from protector_guardrails.errors import ConfigurationError
-from protector_guardrails.policy import Policy
+from protector_guardrails.policy import Policy, PolicyLike
 from protector_guardrails.protector import Protector
 from protector_guardrails.threads import run_in_thread
 
@@ -45,7 +45,7 @@ class GuardComponent(BaseComponent):
         *,
         detector: str | HarmDetector = "embedded",
         detoxifier: AnyDetoxifier = "redact",
-        policy: Policy | Mapping[str, Any] | None = None,
+        policy: PolicyLike | None = None,
         audit: AuditLog | str | PathLike[str] | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
@@ -22,7 +22,7 @@ from protector_guardrails.errors import ConfigurationError
 from protector_guardrails.llama_index.postprocessor import HarmResponsePostprocessor
 from protector_guardrails.llama_index.responses import Item, asked_with
 from protector_guardrails.llama_index.turn import OwnTurn, Turn
-from protector_guardrails.policy import Policy
+from protector_guardrails.policy import PolicyLike
 
 
 class GuardedQueryEngine(BaseQueryEngine):
@@ -48,6 +48,15 @@ class GuardedQueryEngine(BaseQueryEngine):
 
     Raises:
         ConfigurationError: If it is no query engine, or a name is not known.
+
+    Example:
+        >>> from llama_index.core import SummaryIndex
+        >>> from llama_index.core.llms import MockLLM
+        >>> from llama_index.core.schema import TextNode
+        >>> index = SummaryIndex([TextNode(text="The museum opens at nine.")])
+        >>> engine = GuardedQueryEngine(index.as_query_engine(llm=MockLLM(max_tokens=8)), detoxifier="refuse")
+        >>> engine.query("When does it open?").metadata["protector"]["action"]
+        'pass'
     """
 
     def __init__(
@@ -56,7 +65,7 @@ class GuardedQueryEngine(BaseQueryEngine):
         *,
         detector: str | HarmDetector = "embedded",
         detoxifier: AnyDetoxifier = "redact",
-        policy: Policy | Mapping[str, Any] | None = None,
+        policy: PolicyLike | None = None,
         audit: AuditLog | str | PathLike[str] | None = None,
     ) -> None:
         if not isinstance(query_engine, BaseQueryEngine):
@@ -141,6 +150,13 @@ class GuardedChatEngine(BaseChatEngine):
 
     Raises:
         ConfigurationError: If it is no chat engine, or a name is not known.
+
+    Example:
+        >>> from llama_index.core.chat_engine import SimpleChatEngine
+        >>> from llama_index.core.llms import MockLLM
+        >>> engine = GuardedChatEngine(SimpleChatEngine.from_defaults(llm=MockLLM()), detoxifier="refuse")
+        >>> engine.chat("Good morning").metadata["protector"]["action"]
+        'pass'
     """
 
     def __init__(
@@ -149,7 +165,7 @@ class GuardedChatEngine(BaseChatEngine):
         *,
         detector: str | HarmDetector = "embedded",
         detoxifier: AnyDetoxifier = "redact",
-        policy: Policy | Mapping[str, Any] | None = None,
+        policy: PolicyLike | None = None,
         audit: AuditLog | str | PathLike[str] | None = None,
     ) -> None:
         if not isinstance(chat_engine, BaseChatEngine):

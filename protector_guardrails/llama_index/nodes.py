@@ -18,7 +18,7 @@ from protector_guardrails.errors import ProtectorError
 from protector_guardrails.llama_index.component import GuardComponent
 from protector_guardrails.llama_index.events import METADATA_KEY, record_of, tell
 from protector_guardrails.llama_index.responses import asked_with
-from protector_guardrails.policy import Policy
+from protector_guardrails.policy import Policy, PolicyLike
 from protector_guardrails.protector import Protector
 from protector_guardrails.telemetry import guarding
 from protector_guardrails.types import Exchange, Outcome
@@ -62,7 +62,7 @@ class HarmNodePostprocessor(GuardComponent, BaseNodePostprocessor):
         *,
         mode: Literal["drop", "mask"] = "drop",
         detector: str | HarmDetector = "embedded",
-        policy: Policy | Mapping[str, Any] | None = None,
+        policy: PolicyLike | None = None,
         audit: AuditLog | str | PathLike[str] | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
@@ -20,7 +19,7 @@ from protector_guardrails.llama_index.engines import GuardedChatEngine, GuardedQ
 from protector_guardrails.llama_index.postprocessor import HarmResponsePostprocessor
 from protector_guardrails.llama_index.responses import is_response
 from protector_guardrails.llama_index.synthesizer import GuardedSynthesizer
-from protector_guardrails.policy import Policy
+from protector_guardrails.policy import PolicyLike
 
 
 def guard(
@@ -28,7 +27,7 @@ def guard(
     *,
     detector: str | HarmDetector = "embedded",
     detoxifier: AnyDetoxifier = "redact",
-    policy: Policy | Mapping[str, Any] | None = None,
+    policy: PolicyLike | None = None,
     audit: AuditLog | str | PathLike[str] | None = None,
     query_str: str | None = None,
     query_bundle: QueryBundle | None = None,

@@ -15,7 +15,7 @@ from protector_guardrails.errors import HarmfulResponseError
 from protector_guardrails.llama_index.component import GuardComponent
 from protector_guardrails.llama_index.events import tell
 from protector_guardrails.llama_index.responses import AnswerItem, Item, asked_with
-from protector_guardrails.policy import Policy
+from protector_guardrails.policy import PolicyLike
 
 
 class HarmResponsePostprocessor(GuardComponent):
@@ -61,7 +61,7 @@ class HarmResponsePostprocessor(GuardComponent):
         *,
         detector: str | HarmDetector = "embedded",
         detoxifier: AnyDetoxifier = "redact",
-        policy: Policy | Mapping[str, Any] | None = None,
+        policy: PolicyLike | None = None,
         audit: AuditLog | str | PathLike[str] | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
@@ -19,7 +19,7 @@ from protector_guardrails.detoxifiers import AnyDetoxifier
 from protector_guardrails.errors import ConfigurationError
 from protector_guardrails.llama_index.postprocessor import HarmResponsePostprocessor
 from protector_guardrails.llama_index.responses import AnswerItem, Item, asked_with
-from protector_guardrails.policy import Policy
+from protector_guardrails.policy import PolicyLike
 from protector_guardrails.types import Exchange
 
 
@@ -55,7 +55,7 @@ class GuardedSynthesizer(BaseSynthesizer):
         *,
         detector: str | HarmDetector = "embedded",
         detoxifier: AnyDetoxifier = "redact",
-        policy: Policy | Mapping[str, Any] | None = None,
+        policy: PolicyLike | None = None,
         audit: AuditLog | str | PathLike[str] | None = None,
     ) -> None:
         # Without super().__init__(), which would look for a default LLM and set callbacks of the one within.

@@ -5,14 +5,25 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.language_models import FakeListChatModel
 from pydantic import ValidationError
 
-from protector_guardrails import HarmCategory, Policy, Verdict
+from protector_guardrails import (
+    HarmCategory,
+    HarmDetectorRunnable,
+    HarmResponsePostprocessor,
+    Policy,
+    Protector,
+    Verdict,
+    protect,
+)
+from protector_guardrails.errors import ConfigurationError
 
 scores = st.floats(0, 1)
 
@@ -85,6 +96,37 @@ def test_a_policy_survives_json_pickle_and_copies(policy: Policy) -> None:
     assert Policy.model_validate_json(policy.model_dump_json()) == policy
     assert pickle.loads(pickle.dumps(policy)) == policy
     assert copy.deepcopy(policy) == policy
+
+
+def test_guards_take_the_path_of_a_policy(tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    path.write_text('{"threshold": 0.873, "on_harm": "refuse"}')
+    policy = Policy(threshold=0.873, on_harm="refuse")
+    assert Policy.from_file(path) == Policy.model_validate(str(path)) == policy
+    assert Protector(policy=path).policy == policy
+    assert HarmDetectorRunnable(policy=str(path)).policy.threshold == 0.873
+    assert HarmResponsePostprocessor(policy=path).policy.threshold == 0.873
+    assert protect(FakeListChatModel(responses=["."]), policy=path).policy == policy
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "the policy .*policy.json cannot be read: No such file"),
+        ("{", "policy.json is not a policy: Invalid JSON"),
+        ("[0.5]", "policy.json is not a policy: Input should be an object"),
+        ('{"threshold": {"hate": 2}}', "policy.json is not a policy: threshold: "),
+        ('{"threshhold": 0.5}', "policy.json is not a policy: threshhold: Extra inputs"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(text: str | None, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigurationError, match=told):
+        Policy.from_file(path)
+    with pytest.raises(ValueError, match=told):
+        Protector(policy=path)
 
 
 def test_it_fails_closed_and_rewrites_by_default() -> None:

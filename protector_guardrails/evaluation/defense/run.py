@@ -41,7 +41,7 @@ from protector_guardrails.evaluation.defense.shown import FewExamples
 from protector_guardrails.evaluation.results import Failure
 from protector_guardrails.evaluation.run import RESULTS, require_extra, versions, write_whole
 from protector_guardrails.evaluation.specs import load_detector, named
-from protector_guardrails.policy import Policy
+from protector_guardrails.policy import Policy, PolicyLike
 
 ANSWERS = "answers.jsonl"
 BATCH = 16
@@ -58,7 +58,7 @@ def evaluate_defense(
     judges: Sequence[str] = (),
     detector: str | HarmDetector = "embedded",
     detoxifier: AnyDetoxifier = "redact",
-    policy: Policy | None = None,
+    policy: PolicyLike | None = None,
     describe: str | None = None,
     benign: Sequence[str] = (),
     limit: int | None = None,
@@ -85,7 +85,7 @@ def evaluate_defense(
         judges: Who judges, see :func:`~.judge_specs.load_judges`.
         detector: The guard's detector: ``"embedded"``, an import path, or a detector.
         detoxifier: The guard's detoxifier: a name, an import path, or a detoxifier.
-        policy: The guard's policy; what is done on harm is up to the arm.
+        policy: The guard's policy, its fields, or the path of a file of it; what is done on harm is up to the arm.
         describe: Import path of a function from the bytes of an image to words, for images that a benchmark does
             not describe: guard and detectors that judge are told them, as OCR text or a caption is in use.
         benign: More to ask, all of it harmless whether it says so or not.
@@ -111,7 +111,8 @@ def evaluate_defense(
     """
     require_extra("evaluating a defence")
     guarding = named(detector.name, detector) if isinstance(detector, HarmDetector) else load_detector(detector)
-    policy = (policy or Policy()).resolved(guarding.detector.thresholds, detector=guarding.detector.name)
+    chosen = Policy() if policy is None else Policy.model_validate(policy)
+    chosen = chosen.resolved(guarding.detector.thresholds, detector=guarding.detector.name)
     rewriting = load_detoxifier(detoxifier)
     who = load_judges(judges, concurrency=concurrency)
     asked = _Questions(open_benchmarks([*benchmarks, *benign], limit=limit, kinds=kinds), benign_from=len(benchmarks))
@@ -134,7 +135,7 @@ def evaluate_defense(
         measures.saw(benchmark, case)
     examples = FewExamples(headline_judge(who, guarding).name, seed=seed, masked=masked)
     with (
-        Guard(guarding, rewriting, policy=policy, folder=folder) as guard,
+        Guard(guarding, rewriting, policy=chosen, folder=folder) as guard,
         Panel(who, folder=folder) as panel,
         nullcontext() if describer is None else describer,
     ):
@@ -154,8 +155,8 @@ def evaluate_defense(
             detector_weights=dict(guarding.weights),
             detoxifier=rewriting.name,
             describer=describe,
-            threshold=policy.default_threshold,
-            policy=described(policy),
+            threshold=chosen.default_threshold,
+            policy=described(chosen),
             failures=_failures(measures.guard_failures),
             limit=limit,
             seed=seed,

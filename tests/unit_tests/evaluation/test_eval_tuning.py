@@ -100,6 +100,7 @@ def test_the_guards_take_the_policy(shared, tmp_path):
     fields = json.loads((tmp_path / "policy.json").read_text())
     flagged = HarmDetectorRunnable(detector=shared, policy=fields)
     assert flagged.policy.default_threshold == fields["threshold"]
+    assert HarmDetectorRunnable(detector=shared, policy=tmp_path / "policy.json").policy == flagged.policy
     assert protect(FakeListChatModel(responses=["<0.5>"]), detector=shared, policy=fields).policy == flagged.policy
 
 

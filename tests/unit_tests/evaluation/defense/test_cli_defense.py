@@ -134,7 +134,7 @@ def test_kinds_and_several_benchmarks(folder):
         ({"mllm": "nobody"}, "unknown model 'nobody'"),
         ({"judge": "nobody"}, "unknown judge 'nobody'"),
         ({"report": None}, "--report"),
-        ({"policy": "no-such-file"}, "no-such-file: No such file"),
+        ({"policy": "no-such-file"}, "the policy no-such-file cannot be read: No such file"),
         ({"limit": 0}, "--limit"),
         ({"rate_limit": 0}, "must be more than 0"),
     ],
