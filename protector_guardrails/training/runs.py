@@ -17,6 +17,8 @@ from transformers import AutoTokenizer, EarlyStoppingCallback, Trainer, TrainerC
 from protector_guardrails.detectors.checkpoints import Checkpoint, find_checkpoint
 from protector_guardrails.detectors.pooling import out_of_memory
 from protector_guardrails.errors import ConfigurationError, WeightsError
+from protector_guardrails.models import base_weights
+from protector_guardrails.models.base_weights import SMOLLM2
 from protector_guardrails.training.detector import prefers_bf16
 from protector_guardrails.training.settings import LoraSettings
 
@@ -71,7 +73,10 @@ def find_base(base: str | Path) -> tuple[Checkpoint, Any]:
     Raises:
         WeightsError: If it is not safetensors, not whole, or comes without a tokenizer.
     """
-    found = find_checkpoint(base).with_weights()
+    if str(base) == SMOLLM2.repository and not Path(base).is_dir():  # a package mirror has it as well
+        found = Checkpoint(SMOLLM2.repository, base_weights.find_base(SMOLLM2).folder).with_weights()
+    else:
+        found = find_checkpoint(base).with_weights()
     if found.adapter_config is not None:
         raise WeightsError(f"the base {found.name} is itself an adapter: pass a whole model")
     if not found.has_tokenizer:

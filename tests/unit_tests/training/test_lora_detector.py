@@ -21,6 +21,8 @@ from protector_guardrails import Exchange
 from protector_guardrails.detectors.templates import Template, TextEncoder
 from protector_guardrails.detectors.transformers import TransformersDetector
 from protector_guardrails.errors import ConfigurationError, WeightsError
+from protector_guardrails.models import base_weights
+from protector_guardrails.models.base_weights import SMOLLM2, FoundBase
 from protector_guardrails.training import lora_detector
 from protector_guardrails.training.lora_detector import (
     AnswerTrainer,
@@ -31,6 +33,7 @@ from protector_guardrails.training.lora_detector import (
     padding_token,
     train_lora_detector,
 )
+from protector_guardrails.training.runs import find_base
 
 
 @pytest.fixture
@@ -350,6 +353,20 @@ def test_a_base_without_what_is_needed_is_refused(recipe: Callable[..., LoraDete
         train_lora_detector(recipe(base=str(tmp_path / "nowhere")))
     with pytest.raises(ConfigurationError, match="no layers called query: name its own in lora_targets"):
         train_lora_detector(recipe(lora_targets=("query",)))
+    with pytest.raises(ConfigurationError, match="lora_last_layers is 99, and the base has 2 layers"):
+        train_lora_detector(recipe(lora_last_layers=99))
+
+
+def test_the_last_layers_alone_can_be_adapted(recipe: Callable[..., LoraDetectorConfig]) -> None:
+    learnt = adapter(train_lora_detector(recipe(epochs=1, lora_last_layers=1)))
+    adapted = [name for name in learnt if ".lora_" in name]
+    assert adapted and all(".layers.1." in name for name in adapted)
+
+
+def test_a_base_that_a_package_mirror_has_is_found_without_a_hub(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base_weights, "find_base", lambda known: FoundBase(base, f"a test, for {known.repository}"))
+    found, tokenizer = find_base(SMOLLM2.repository)
+    assert (found.name, found.folder) == (SMOLLM2.repository, base) and found.weights and tokenizer.eos_token
 
 
 def test_an_adapter_is_no_base(recipe: Callable[..., LoraDetectorConfig]) -> None:

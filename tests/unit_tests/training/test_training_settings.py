@@ -8,6 +8,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
 from protector_guardrails.errors import ConfigurationError
+from protector_guardrails.models.base_weights import SMOLLM2
 from protector_guardrails.training.detoxifier import DetoxifierTrainingConfig
 from protector_guardrails.training.lora_detector import LoraDetectorConfig
 from protector_guardrails.training.settings import checked, read_settings
@@ -42,6 +43,10 @@ def test_every_example_file_holds_settings_that_there_are() -> None:
     assert stated.model_dump(exclude={"output"}) == LoraDetectorConfig(
         train=stated.train, base=stated.base, format=stated.format
     ).model_dump(exclude={"output"}), "the example says something else than the paper"
+    for name in ("detoxifier-embedded.yaml", "detoxifier-embedded-2.yaml"):
+        settings = read_settings(EXAMPLES / name)
+        assert settings.pop("base") == SMOLLM2.repository
+        assert checked(settings, DetoxifierTrainingConfig, where=name).lora_last_layers == 15
     for name in ("accelerate-fsdp.yaml", "accelerate-deepspeed.yaml"):
         assert load_config_from_file(str(EXAMPLES / name)).distributed_type in ("FSDP", "DEEPSPEED")
 
