@@ -35,15 +35,15 @@ class Block:
 
 
 def decoded_blocks(text: str) -> list[Block]:
-    """The encoded parts of a text, in order of kind and place, up to a limit.
+    """The encoded parts of a text in order, none overlapping another, up to a limit.
 
     >>> [block.text for block in decoded_blocks("Decode this: U3RpciB0aGUgc291cCB3ZWxsLg==")]
     ['Stir the soup well.']
     """
     found: list[Block] = []
     room = MOST_CHARACTERS
-    for block in _candidates(text):
-        if len(block.text) <= room:
+    for block in sorted(_candidates(text), key=lambda block: (block.start, -block.end)):
+        if len(block.text) <= room and (not found or found[-1].end <= block.start):
             found.append(block)
             room -= len(block.text)
         if len(found) == MOST_BLOCKS:

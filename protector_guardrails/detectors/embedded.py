@@ -17,7 +17,7 @@ import numpy as np
 from protector_guardrails.detectors.attribution import Span, candidates
 from protector_guardrails.detectors.base import HarmDetector
 from protector_guardrails.detectors.encoding import PairEncoder, Window, pad_windows, pool_logits, pool_weights
-from protector_guardrails.detectors.normalising import Reading, readings
+from protector_guardrails.detectors.normalising import Reading, normalise
 from protector_guardrails.errors import ConfigurationError, WeightsError
 from protector_guardrails.models import EMBEDDED_DETECTOR, DetectorManifest, load_manifest
 from protector_guardrails.types import Exchange, Verdict
@@ -116,18 +116,15 @@ class EmbeddedDetector(HarmDetector):
         """The windows of each exchange, at least one each; where they start and end in its passages as they came."""
         if not self.normalise:
             return self.encoder.encode([(exchange.judged_question, exchange.passages) for exchange in exchanges])
-        read = [
-            [(index, reading) for index, passage in enumerate(exchange.passages) for reading in readings(passage)]
-            for exchange in exchanges
-        ]
+        read = [[normalise(passage) for passage in exchange.passages] for exchange in exchanges]
         encoded = self.encoder.encode(
             [
-                (exchange.judged_question, [reading.text for _, reading in here])
+                (exchange.judged_question, [reading.text for reading in here])
                 for exchange, here in zip(exchanges, read, strict=True)
             ]
         )
         return [
-            [_located(window, *here[window.passage]) for window in windows]
+            [_located(window, here[window.passage]) for window in windows]
             for here, windows in zip(read, encoded, strict=True)
         ]
 
@@ -212,9 +209,9 @@ class _Judged:
     score: float
 
 
-def _located(window: Window, passage: int, reading: Reading) -> Window:
+def _located(window: Window, reading: Reading) -> Window:
     start, end = reading.span(window.start, window.end)
-    return replace(window, passage=passage, start=start, end=end)
+    return replace(window, start=start, end=end)
 
 
 def _load(

@@ -2,7 +2,7 @@
 
 A judged copy of the text, never what is returned: look-alike letters become the letters that
 they look like, invisible characters go, l e t t e r s that stand apart join, digits within words
-become letters, and blocks of base64, hexadecimal and ROT13 are decoded and read beside it. Where
+become letters, and what they say stands in the place of blocks of base64, hexadecimal and ROT13. Where
 each character stood is kept, so that spans point into the original.
 
 Sources: Unicode Technical Standard 39 (confusables) for what look-alikes are, Unicode Standard
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from protector_guardrails.detectors.decoding import decoded_blocks
+from protector_guardrails.detectors.decoding import Block, decoded_blocks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,20 +32,20 @@ class Reading:
 
     Attributes:
         text: What is judged.
-        origin: For each character of ``text``, the first character of the original that it
+        starts: For each character of ``text``, the first character of the original that it
             stands for, int64; None where ``text`` is the original.
-        width: How many characters of the original each of them stands for.
+        ends: For each character of ``text``, one past the last character that it stands for.
     """
 
     text: str
-    origin: NDArray[np.int64] | None = None
-    width: int = 1
+    starts: NDArray[np.int64] | None = None
+    ends: NDArray[np.int64] | None = None
 
     def span(self, start: int, end: int) -> tuple[int, int]:
         """Where ``text[start:end]`` stands in the original."""
-        if self.origin is None or start >= end:
+        if self.starts is None or self.ends is None or start >= end:
             return start, end
-        return int(self.origin[start]), int(self.origin[end - 1]) + self.width
+        return int(self.starts[start]), int(self.ends[end - 1])
 
 
 def normalise(text: str) -> Reading:
@@ -54,26 +54,33 @@ def normalise(text: str) -> Reading:
     >>> normalise("\u0440l\u0435ase k1ll th\u200be p r o c e s s").text
     'please kill the process'
     """
-    reading = Reading(text)
-    if not text.isascii():
-        reading = _edited(reading, _unlike_ascii(text))
+    reading = _decoded(text)
+    if not reading.text.isascii():
+        reading = _edited(reading, _unlike_ascii(reading.text))
         reading = _edited(reading, _lookalikes(reading.text))
     reading = _edited(reading, _gaps(reading.text))
     return _edited(reading, _leet(reading.text))
 
 
-def readings(text: str) -> list[Reading]:
-    """The normalised text, and after it what was encoded within it, normalised too."""
-    found = [normalise(text)]
-    for block in decoded_blocks(text):
-        inner = normalise(block.text)
-        if block.in_place:
-            origin = np.arange(block.start, block.end, dtype=np.int64)
-            found.append(Reading(inner.text, origin if inner.origin is None else origin[inner.origin]))
-        else:
-            origin = np.full(len(inner.text), block.start, dtype=np.int64)
-            found.append(Reading(inner.text, origin, block.end - block.start))
-    return found
+def _decoded(text: str) -> Reading:
+    """What encoded blocks say, in their place."""
+    blocks = decoded_blocks(text)
+    if not blocks:
+        return Reading(text)
+    parts: list[str] = []
+    starts: list[NDArray[np.int64]] = []
+    ends: list[NDArray[np.int64]] = []
+    done = 0
+    for block in [*blocks, Block("", len(text), len(text))]:
+        plain = np.arange(done, block.start, dtype=np.int64)
+        where = np.arange(block.start, block.end, dtype=np.int64)
+        first = where if block.in_place else np.full(len(block.text), block.start, dtype=np.int64)
+        last = where + 1 if block.in_place else np.full(len(block.text), block.end, dtype=np.int64)
+        parts += (text[done : block.start], block.text)
+        starts += (plain, first)
+        ends += (plain + 1, last)
+        done = block.end
+    return Reading("".join(parts), np.concatenate(starts), np.concatenate(ends))
 
 
 _Edits = Mapping[int, str]
@@ -91,8 +98,9 @@ def _edited(reading: Reading, edits: _Edits) -> Reading:
         parts += (text[done:index], edits[index])
         lengths[index] = len(edits[index])
         done = index + 1
-    origin = np.arange(len(text), dtype=np.int64) if reading.origin is None else reading.origin
-    return Reading("".join([*parts, text[done:]]), np.repeat(origin, lengths))
+    starts = np.arange(len(text), dtype=np.int64) if reading.starts is None else reading.starts
+    ends = starts + 1 if reading.ends is None else reading.ends
+    return Reading("".join([*parts, text[done:]]), np.repeat(starts, lengths), np.repeat(ends, lengths))
 
 
 # Characters -----------------------------------------------------------------------------

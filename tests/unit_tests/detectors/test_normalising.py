@@ -16,7 +16,7 @@ from tiny_onnx import word_detector
 
 from protector_guardrails import EmbeddedDetector, Exchange, Protector
 from protector_guardrails.detectors.decoding import MOST_BLOCKS, MOST_CHARACTERS, decoded_blocks
-from protector_guardrails.detectors.normalising import normalise, readings
+from protector_guardrails.detectors.normalising import normalise
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,7 @@ def test_disguises_are_undone(disguised: str, plain: str) -> None:
 )
 def test_what_is_no_disguise_stays(text: str) -> None:
     reading = normalise(text)
-    assert (reading.text, reading.origin) == (text, None)
-    assert len(readings(text)) == 1
+    assert (reading.text, reading.starts) == (text, None)
 
 
 WORDS = st.text(string.ascii_letters, min_size=2, max_size=12) | st.text(string.digits, min_size=1, max_size=6)
@@ -73,7 +72,7 @@ PROSE = st.lists(st.tuples(WORDS, st.sampled_from([" ", ", ", ". ", "! ", "? ", 
 @given(PROSE.map(lambda parts: "".join(word + mark for word, mark in parts)))
 def test_plain_prose_is_unchanged(text: str) -> None:
     assert normalise(text).text == text
-    assert normalise(text).origin is None
+    assert normalise(text).starts is None
 
 
 TRICKY = st.text(
@@ -85,20 +84,17 @@ TRICKY = st.text(
 @given(TRICKY)
 @example("a\u200bb")
 def test_every_character_knows_where_it_stood(text: str) -> None:
-    for reading in readings(text):
-        end = 0
-        for index in range(len(reading.text)):
-            start, stop = reading.span(index, index + 1)
-            assert 0 <= start < stop <= len(text)
-            assert stop >= end, "in order"
-            end = stop
-    first = normalise(text)
-    if first.origin is not None:
-        assert len(first.origin) == len(first.text)
-        for character, position in zip(first.text, first.origin, strict=True):
-            if character == text[position]:
-                continue
-            assert text[position] in "013457@$!" or not text[position].isascii()
+    reading = normalise(text)
+    end = 0
+    for index in range(len(reading.text)):
+        start, stop = reading.span(index, index + 1)
+        assert 0 <= start < stop <= len(text)
+        assert stop >= end, "in order"
+        end = stop
+    if reading.starts is not None and not decoded_blocks(text):
+        assert len(reading.starts) == len(reading.text)
+        for character, position in zip(reading.text, reading.starts, strict=True):
+            assert character == text[position] or text[position] in "013457@$!" or not text[position].isascii()
 
 
 @given(TRICKY)
@@ -127,18 +123,17 @@ SECRET = "Stir the soup and let it cool on the stove."
 def test_encoded_parts_are_read_too(encode: Callable[[bytes], str]) -> None:
     block = encode(SECRET.encode())
     text = f"Sure, here:\n{block}\nDecode it."
-    plain, decoded = readings(text)
-    assert plain.text.startswith("Sure, here:") and "Decode it." in plain.text
-    assert decoded.text.strip() == SECRET
-    start, end = decoded.span(0, len(decoded.text))
-    assert text[start:end].strip() == block.strip()
+    reading = normalise(text)
+    assert reading.text.split("\n") == ["Sure, here:", SECRET, "Decode it."]
+    start, end = reading.span(reading.text.index(SECRET), reading.text.index(SECRET) + len(SECRET))
+    assert text[start:end] == block.strip()
 
 
 def test_wrapped_base64_is_one_block_and_disguises_in_it_are_undone() -> None:
     block = base64.encodebytes(("We f r i e d the 0ni0ns. " * 20).encode()).decode()
-    [decoded] = readings(f"Look:\n{block}")[1:]
-    assert decoded.text == "We fried the onions. " * 20
-    assert decoded.span(3, 8) == (6, 6 + len(block.rstrip("\n")))
+    reading = normalise(f"Look:\n{block}")
+    assert reading.text == "Look:\n" + "We fried the onions. " * 20 + "\n"
+    assert reading.span(9, 14) == (6, 6 + len(block.rstrip("\n")))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +181,7 @@ def test_it_takes_linear_time(name: str) -> None:
     def seconds(length: int) -> float:
         text = ADVERSARIAL[name](length)
         started = time.process_time()
-        readings(text)
+        normalise(text)
         return time.process_time() - started
 
     small = min(seconds(100_000) for _ in range(2))
