@@ -36,6 +36,7 @@ def test_every_page_is_in_the_navigation(site: Path) -> None:
     menu = (site / "index.html").read_text(encoding="utf-8")
     pages = [path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")]
     written = [page.as_posix() for page in pages if page.name not in {"index", "template"}]
+    written = [page for page in written if not page.startswith("results/validation/")]  # its page links to them
     missing = [page for page in written if f'href="{page}/"' not in menu]
     assert missing == []
 
