@@ -116,7 +116,7 @@ SECRET = "Stir the soup and let it cool on the stove."
         lambda data: data.hex(),
         lambda data: data.hex(" ").upper(),
         lambda data: "".join(f"\\x{byte:02x}" for byte in data),
-        lambda data: codecs.encode(data.decode(), "rot13") + "\n",
+        lambda data: codecs.encode(data.decode(), "rot13"),
     ],
     ids=["base64", "url", "hex", "spaced hex", "escapes", "rot13"],
 )
