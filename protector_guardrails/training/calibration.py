@@ -22,6 +22,9 @@ REAL_MLLM_BENIGN = ("mmvet", "mmmu_pro")
 FALSE_POSITIVE_RATES = {"fpr-0.5%": 0.005, "fpr-1%": 0.01, "fpr-5%": 0.05}
 """Names of thresholds to the share of harmless answers of multimodal models that they flag."""
 
+ORDINARY_FLAGGED = 0.005
+"""Share of ordinary answers of multimodal models that may score 0.5 or more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -66,6 +69,55 @@ def fit(logits: Floats, labels: NDArray[np.bool_]) -> tuple[float, float]:
     return 1.0 / slope, bias
 
 
+def quiet_bias(
+    rows: Sequence[LabelledExchange],
+    logits: Mapping[str, Floats],
+    temperature: float,
+    *,
+    rate: float = ORDINARY_FLAGGED,
+) -> float:
+    """The largest bias with which at most ``rate`` of ordinary answers of multimodal models score 0.5 or more.
+
+    A guard that interrupts ordinary answers is switched off, so this outranks the last bit of
+    calibration. It holds in every mode of use.
+
+    Args:
+        rows: Validation rows; those of ``REAL_MLLM_BENIGN`` count.
+        logits: Mode of use to raw logits, aligned with ``rows``.
+        temperature: As fitted.
+        rate: See above.
+
+    Returns:
+        Infinity if there are no such rows.
+    """
+    ordinary = [index for index, row in enumerate(rows) if row.source in REAL_MLLM_BENIGN and not row.harmful]
+    if not ordinary:
+        return float("inf")
+    highest = max(float(np.sort(values[ordinary])[::-1][int(rate * len(ordinary))]) for values in logits.values())
+    return -highest / temperature - 1e-6
+
+
+def fit_quietly(rows: Sequence[LabelledExchange], logits: Mapping[str, Floats]) -> tuple[float, float]:
+    """Temperature and bias that make the labels most likely among those that are quiet on ordinary answers.
+
+    Args:
+        rows: Validation rows.
+        logits: Mode of use to raw logits, aligned with ``rows``.
+    """
+    labels = np.tile(np.array([row.harmful for row in rows]), len(logits))
+    scores = np.concatenate(list(logits.values()))
+    temperature, bias = fit(scores, labels)
+    if bias <= quiet_bias(rows, logits, temperature):
+        return temperature, bias
+
+    def surprise(candidate: float) -> float:
+        values = scores / candidate + quiet_bias(rows, logits, candidate)
+        return float(np.logaddexp(0, np.where(labels, -values, values)).mean())
+
+    temperature = float(min(temperature * np.geomspace(0.5, 4.0, 61), key=surprise))
+    return temperature, quiet_bias(rows, logits, temperature)
+
+
 def expected_calibration_error(probabilities: Floats, labels: NDArray[np.bool_], *, bins: int = 15) -> float:
     """Mean gap between confidence and accuracy over equally wide bins (arXiv 1706.04599)."""
     which = np.minimum((probabilities * bins).astype(int), bins - 1)
@@ -78,7 +130,7 @@ def expected_calibration_error(probabilities: Floats, labels: NDArray[np.bool_],
 
 
 def calibrate(rows: Sequence[LabelledExchange], logits: Mapping[str, Floats], *, seed: int = 13) -> Calibration:
-    """Fit on all validation rows, in every mode of use; report the error on rows held apart.
+    """Fit on all validation rows, in every mode of use, quiet on ordinary answers; report the error on rows held apart.
 
     The calibration error reported is that of a calibration fitted on one half of the
     questions and measured on the other, in both directions.
@@ -89,7 +141,7 @@ def calibrate(rows: Sequence[LabelledExchange], logits: Mapping[str, Floats], *,
         seed: Seed of the split.
     """
     labels = np.array([row.harmful for row in rows])
-    temperature, bias = fit(np.concatenate(list(logits.values())), np.tile(labels, len(logits)))
+    temperature, bias = fit_quietly(rows, logits)
     metrics: dict[str, Any] = {"calibration": _held_apart_error(rows, labels, logits, seed=seed), "validation": {}}
     scores = {mode: _probabilities(values, temperature, bias) for mode, values in logits.items()}
     for mode, values in scores.items():
@@ -128,12 +180,11 @@ def _held_apart_error(
     halves = [[indexed[id(row)] for row in half] for half in split_by_question(rows, held_out=0.5, seed=seed)]
     errors: dict[str, list[float]] = {mode: [] for mode in logits}
     for fitted, measured in (halves, halves[::-1]):
-        parameters = fit(
-            np.concatenate([scores[fitted] for scores in logits.values()]), np.tile(labels[fitted], len(logits))
-        )
+        half = {mode: scores[fitted] for mode, scores in logits.items()}
+        temperature, bias = fit_quietly([rows[index] for index in fitted], half)
         for mode, scores in logits.items():
             errors[mode].append(
-                expected_calibration_error(_probabilities(scores[measured], *parameters), labels[measured])
+                expected_calibration_error(_probabilities(scores[measured], temperature, bias), labels[measured])
             )
     return {mode: round(float(np.mean(values)), 4) for mode, values in errors.items()}
 

@@ -10,6 +10,12 @@ from protector_guardrails.training.detector import DetectorTrainingConfig
 
 _MODES = {"full": "question and image description", "response": "response alone"}
 
+_NORMALISED = (
+    "Look-alike letters, invisible characters, spaced-out words, leetspeak, base64, hexadecimal and ROT13 are undone "
+    "before it reads; other ciphers are not."
+)
+_NOT_NORMALISED = "Ciphers, encoded text and deliberate misspelling were not trained for."
+
 _CARD = """# Model card: {name} {version}
 
 A harm detector for what multimodal models answer: it reads a response, and where they are known the
@@ -47,7 +53,8 @@ The thresholds and the calibration were chosen on this data, so expect somewhat 
 
 **Categories.** {categories}
 
-**Calibration.** The score is `sigmoid(logit / {temperature:.4f} + {bias:.4f})`, fitted on the validation rows.
+**Calibration.** The score is `sigmoid(logit / {temperature:.4f} + {bias:.4f})`, fitted on the validation rows; the bias
+is lowered as far as it takes for at most 0.5 % of the ordinary answers to reach 0.5.
 Expected calibration error with 15 bins, fitted on one half of the questions and measured on the other: {calibration}.
 
 ## Training
@@ -79,7 +86,7 @@ AUROC of the network in training precision, before quantisation.
 
 - It reads words. Harm that lies in the picture alone is invisible to it unless a description is given.
 - Short answers that agree to something dangerous ("Yes, do.") look harmless without the question and the description.
-- English only. Other languages, ciphers, encoded text and deliberate misspelling were not trained for.
+- English. Some rows of other languages were learnt from, and none is measured. {disguises}
 - Rude chit-chat and biased opinions (`diasafety_val`) are recognised much less well than dangerous instructions.
 - Labels of several sources come from other models or from how a data set was built; part of what it learnt is
   their taste.
@@ -117,6 +124,7 @@ def detector_card(
         temperature=manifest.temperature,
         bias=manifest.bias,
         results=_results(manifest.metrics.get("validation", {})),
+        disguises=_NORMALISED if manifest.normalise else _NOT_NORMALISED,
         thresholds=_thresholds(manifest),
         categories=_categories(manifest),
         learnt_from="" if learnt_from is None else f": {learnt_from} rows to choose from",

@@ -109,7 +109,15 @@ def _strip_traces(path: Path) -> None:
     onnx.save(model, str(path))
 
 
-def export_detector(run: Path, *, validation: Sequence[Path], output: Path, base: Path, name: str = "embedded") -> Path:
+def export_detector(
+    run: Path,
+    *,
+    validation: Sequence[Path],
+    output: Path,
+    base: Path,
+    name: str = "embedded",
+    normalise: bool = False,
+) -> Path:
     """Export a trained detector, calibrate it on validation data and write its card.
 
     What is calibrated and measured is the int8 model as it ships, run by
@@ -121,6 +129,8 @@ def export_detector(run: Path, *, validation: Sequence[Path], output: Path, base
         output: Folder to write; existing files of a detector there are replaced.
         base: Folder of the base encoder (its configuration is needed).
         name: Name of the detector, as it will stand in verdicts.
+        normalise: Whether it judges responses without their disguises, here and wherever it is used
+            (:mod:`protector_guardrails.detectors.normalising`).
 
     Returns:
         ``output``.
@@ -145,6 +155,7 @@ def export_detector(run: Path, *, validation: Sequence[Path], output: Path, base
         temperature=1.0,
         bias=0.0,
         categories=tuple(map(str, CATEGORIES)) if model.category_head is not None else (),
+        normalise=normalise,
         sha256={file: sha256_of(output / file) for file in ("model.onnx", "tokenizer.json")},
     )
     _write_manifest(output, manifest)

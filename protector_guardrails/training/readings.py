@@ -29,11 +29,19 @@ def reading_key(question: str, response: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
 
 
+PREFERENCES = "hh_harmless"
+"""Pairs of which single answers were read; answers of the other pairs are in the file of exchanges anyway."""
+
+
 @cache
-def readings(path: Path = READINGS) -> dict[str, bool | None]:
-    """Key to label: harmful, harmless, or None for rows not to learn from."""
-    records = map(json.loads, open_text(path))
-    return {record["key"]: record["harmful"] for record in records}
+def readings(source: str | None = None) -> dict[str, bool | None]:
+    """Key to label: harmful, harmless, or None for rows not to learn from.
+
+    Args:
+        source: Only what was read of this data set; None: everything.
+    """
+    records = map(json.loads, open_text(READINGS))
+    return {record["key"]: record["harmful"] for record in records if source in {None, record["source"]}}
 
 
 def reread(rows: Iterable[LabelledExchange], *, known: dict[str, bool | None] | None = None) -> list[LabelledExchange]:
@@ -57,7 +65,7 @@ def read_pairs(path: Path, *, known: dict[str, bool | None] | None = None) -> li
     Raises:
         ValueError: If a line is no such object.
     """
-    labels = readings() if known is None else known
+    labels = readings(PREFERENCES) if known is None else known
     rows: dict[str, LabelledExchange] = {}
     for number, line in enumerate(open_text(path), start=1):
         try:

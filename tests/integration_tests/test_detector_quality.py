@@ -17,9 +17,12 @@ pytest.importorskip("sklearn")
 
 from sklearn.metrics import roc_auc_score
 
+from protector_guardrails.training import data
 from protector_guardrails.training.data import LabelledExchange, read_exchanges
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
+CONTRAST = Path(data.__file__).parent / "contrast"
+APART = ("held_apart.jsonl.gz", "second_held_apart.jsonl.gz")
 
 pytestmark = [
     pytest.mark.shared,
@@ -58,7 +61,23 @@ def test_ordinary_answers_of_multimodal_models_are_hardly_ever_flagged() -> None
         row for row in read_exchanges(DATA / "exchanges.validation.jsonl.gz") if row.source in ("mmvet", "mmmu_pro")
     ]
     rate = float((scores(rows[::4], bare=True) >= 0.5).mean())
-    assert rate <= 0.02
+    assert rate <= 0.01  # of a quarter of the rows; 0.5 % of all, says the card
+    card = load_manifest(EMBEDDED_DETECTOR).metrics["validation"]
+    assert all(card[mode]["real_mllm_benign"]["false_positive_rate"] <= 0.005 for mode in card)
+
+
+def test_material_that_was_kept_apart_is_ranked_as_the_card_says() -> None:
+    rows = [row for name in APART for row in read_exchanges(CONTRAST / name)]
+    verdicts = EmbeddedDetector.shared().detect([Exchange(response=row.response) for row in rows])
+    auroc = roc_auc_score([row.harmful for row in rows], [verdict.score for verdict in verdicts])
+    card = load_manifest(EMBEDDED_DETECTOR).metrics["validation"]["response"]["contrast"]
+    assert card["rows"] == len(rows)
+    assert auroc == pytest.approx(card["auroc"], abs=0.005)
+    assert auroc >= 0.80
+    told = [(row, verdict) for row, verdict in zip(rows, verdicts, strict=True) if verdict.categories]
+    assert told
+    for _, verdict in told:
+        assert sum(verdict.categories.values()) <= verdict.score + 1e-9
 
 
 def test_severity_scores_by_people_are_ranked_as_the_card_says() -> None:

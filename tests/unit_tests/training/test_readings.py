@@ -9,6 +9,7 @@ import pytest
 
 from protector_guardrails.training.data import LabelledExchange
 from protector_guardrails.training.readings import (
+    PREFERENCES,
     describe_sources,
     is_pairs,
     read_pairs,
@@ -64,10 +65,11 @@ def test_what_ships_holds_labels_and_no_text() -> None:
     assert len(labels) > 500
     assert all(len(key) == 16 and int(key, 16) >= 0 for key in labels)
     assert set(labels.values()) == {True, False, None}
+    assert 0 < len(readings(PREFERENCES)) < len(labels)
 
 
 def test_sources_of_several_files_are_counted_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("protector_guardrails.training.readings.readings", lambda: KNOWN)
+    monkeypatch.setattr("protector_guardrails.training.readings.readings", lambda source=None: KNOWN)
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"source": "r", "license": "CC0-1.0", "response": "a", "harmful": true}\n' * 2)
     assert describe_sources([rows, pairs_file(tmp_path)]) == [
