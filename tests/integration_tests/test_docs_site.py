@@ -55,3 +55,12 @@ def test_a_reader_fetches_nothing_from_elsewhere(site: Path) -> None:
         r'<(?:script|img|iframe)[^>]*src="(https?:)?//|<link[^>]*rel="stylesheet"[^>]*href="(https?:)?//'
     )
     assert [page for page in site.rglob("*.html") if loaded.search(page.read_text(encoding="utf-8"))] == []
+
+
+@pytest.mark.timeout(300)
+def test_every_notebook_has_a_page_with_what_it_drew(site: Path) -> None:
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    pages = [(site / "notebooks" / path.stem / "index.html").read_text(encoding="utf-8") for path in notebooks]
+    assert pages
+    for path, page in zip(notebooks, pages, strict=True):
+        assert page.count("data:image/png;base64,") == path.read_text(encoding="utf-8").count('"image/png":')
