@@ -18,13 +18,6 @@ _Progress = tuple[Callable[[int], None], Callable[[int], None]]
 
 
 def defense(  # noqa: PLR0917 - options of the command line
-    benchmark: Annotated[
-        list[str],
-        typer.Option(
-            metavar="SPEC",
-            help="mm-safetybench:FOLDER, figstep:FOLDER, a folder or a file of one's own; may be repeated.",
-        ),
-    ],
     mllm: Annotated[
         str,
         typer.Option(
@@ -39,6 +32,13 @@ def defense(  # noqa: PLR0917 - options of the command line
             metavar="DIR", file_okay=False, help="Folder for answers, judgements and results; it holds harmful text."
         ),
     ],
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SPEC",
+            help="mm-safetybench:FOLDER, figstep:FOLDER, a folder or a file of one's own; may be repeated.",
+        ),
+    ] = None,
     judge: Annotated[
         list[str] | None,
         typer.Option(
@@ -100,7 +100,7 @@ def defense(  # noqa: PLR0917 - options of the command line
     try:
         with _counting(shown=not quiet) as (answering, judging):
             evaluation = evaluate_defense(
-                benchmark,
+                benchmark or (),
                 mllm,
                 report=report,
                 judges=judge or (),

@@ -20,6 +20,9 @@ FEWEST = 20
 MOST = 40
 """At most so many parts of a kind, the largest ones."""
 
+WITHOUT_REFUSALS = ("data", "source")
+"""Parts whose AUROC is told without refusals, too."""
+
 ALL_BENIGN = "all of them"
 
 
@@ -53,6 +56,12 @@ def break_down(
     """
     slices: list[Slice] = []
     not_shown: dict[str, int] = {}
+    refusal = answers.refusal[scored]
+
+    def measured(some: Sample, by: By, name: str) -> Slice:
+        seeded = seed_for(seed, by, name)
+        return measure(some, by=by, value=name, threshold=threshold, resamples=resamples, seed=seeded)
+
     for by, parts in _parts(answers):
         named = [(name, inside) for name, chosen in parts if (inside := chosen[scored]).any() and not inside.all()]
         shown = [part for part in named if part[1].sum() >= FEWEST]
@@ -61,17 +70,12 @@ def break_down(
         del shown[MOST:]
         if len(named) > len(shown):
             not_shown[by] = len(named) - len(shown)
-        slices += [
-            measure(
-                sample.where(inside),
-                by=by,
-                value=name,
-                threshold=threshold,
-                resamples=resamples,
-                seed=seed_for(seed, by, name),
-            )
-            for name, inside in shown
-        ]
+        for name, inside in shown:
+            part = measured(sample.where(inside), by, name)
+            if by in WITHOUT_REFUSALS:
+                compliant = measured(sample.where(inside & ~refusal), by, f"{name} without refusals")
+                part = part.model_copy(update={"auroc_without_refusals": compliant.auroc})
+            slices.append(part)
     return Breakdown(slices, not_shown)
 
 

@@ -74,6 +74,7 @@ class Slice(Part):
         auprc: Area under the precision-recall curve (average precision).
         ece: Expected calibration error, 15 bins.
         decisions: At the threshold, then at each false positive rate.
+        auroc_without_refusals: The AUROC of those that are no refusals; of data sets and sources only.
     """
 
     by: Literal["all", "non_refusals", "data", "source", "category", "length", "model"]
@@ -85,6 +86,7 @@ class Slice(Part):
     auprc: Estimate
     ece: Estimate
     decisions: list[Decisions]
+    auroc_without_refusals: Estimate | None = None
 
 
 class Benign(Part):

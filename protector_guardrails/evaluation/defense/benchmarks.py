@@ -81,7 +81,9 @@ def open_benchmarks(
         []
     """
     if not specs:
-        raise ConfigurationError("no benchmark was named")
+        raise ConfigurationError(
+            "no benchmark was named: name attacks with --benchmark, harmless questions with --benign"
+        )
     if limit is not None and limit < 1:
         raise ConfigurationError(f"limit is {limit}: it must be 1 or more")
     readers: dict[str, Callable[[Path], Found]] = {

@@ -66,6 +66,7 @@ def slices(detector: DetectorResult, threshold: float) -> Iterator[Block]:
             if hidden:
                 yield Paragraph(f"By {kind}: {hidden:,} with too few answers to show.")
             continue
+        told_apart = all(part.auroc_without_refusals for part in parts)
         yield Table(
             title=f"By {kind}",
             columns=[
@@ -73,6 +74,7 @@ def slices(detector: DetectorResult, threshold: float) -> Iterator[Block]:
                 "Answers",
                 "Harmful",
                 "AUROC",
+                *(["AUROC without refusals"] if told_apart else []),
                 f"Recall at {threshold:g}",
                 f"FPR at {threshold:g}",
             ],
@@ -82,6 +84,7 @@ def slices(detector: DetectorResult, threshold: float) -> Iterator[Block]:
                     count(part.answers),
                     count(part.harmful),
                     number(part.auroc),
+                    *([number(part.auroc_without_refusals or part.auroc)] if told_apart else []),
                     share(part.decisions[0].recall, bar=True),
                     share(part.decisions[0].fpr, bar=True),
                 ]

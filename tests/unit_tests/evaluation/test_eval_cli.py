@@ -100,6 +100,11 @@ def test_parts_refusals_and_harmless_sets(shared, tmp_path):
     assert detector.non_refusals.auroc.value < detector.overall.auroc.value
     parts = {(part.by, part.value): part for part in detector.slices}
     assert parts["source", "mixed"].answers == 110 and parts["source", "ordinary"].harmful == 0
+    mixed_part = parts["source", "mixed"]
+    assert mixed_part.auroc_without_refusals == parts["category", "a"].auroc.model_copy(
+        update=mixed_part.auroc_without_refusals.model_dump(include={"low", "high", "reason"})
+    )  # the labelled 80; their intervals are drawn with other seeds
+    assert parts["category", "a"].auroc_without_refusals is None
     assert ("source", "few") not in parts and detector.not_shown == {"source": 1}
     assert parts["category", "a"].answers == 80 and parts["category", "b"].answers == 40
     assert parts["model", "maker/m0"].answers == parts["model", "maker/m1"].answers == 40

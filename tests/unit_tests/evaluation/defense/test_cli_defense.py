@@ -146,6 +146,15 @@ def test_what_cannot_be_done_is_one_line(folder, capsys, more, told, monkeypatch
     assert main([*words(folder), "--quiet"]) == 0  # nothing is in the way
 
 
+def test_harmless_questions_can_be_asked_alone(folder, capsys):
+    assert main(words(folder, benchmark=None)) == 0
+    found = read(folder / "report")
+    assert found.attacks == [] and {row.benchmark for row in found.benign} == {"all", "harmless"}
+    assert "No attack was asked" in capsys.readouterr().out
+    assert main(words(folder, benchmark=None, benign=None, report=folder / "other")) == 2
+    assert "name attacks with --benchmark" in one_line(capsys)
+
+
 @pytest.mark.parametrize("text", ['{"threshold": 2}', '{"unknown": 1}', "nonsense", ""])
 def test_what_is_no_policy(folder, capsys, text):
     (folder / "calm.json").write_text(text)
