@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import hstack
+from scipy.sparse import hstack  # type: ignore[import-untyped]
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 

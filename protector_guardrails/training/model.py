@@ -69,9 +69,9 @@ class HarmClassifier(nn.Module):
     def freeze_below(self, layer: int) -> None:
         """Keep the embeddings and the first ``layer`` layers as they are; 0 freezes nothing."""
         if layer:
-            parts = [self.encoder.embeddings, *self.encoder.encoder.layer[:layer]]  # type: ignore[union-attr, misc, index]
+            parts = [self.encoder.embeddings, *self.encoder.encoder.layer[:layer]]  # type: ignore[union-attr, index]
             for part in parts:
-                part.requires_grad_(False)  # type: ignore[operator]
+                part.requires_grad_(False)
 
     def window_outputs(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor

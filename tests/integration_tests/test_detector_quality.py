@@ -61,7 +61,7 @@ def test_ordinary_answers_of_multimodal_models_are_hardly_ever_flagged() -> None
         row for row in read_exchanges(DATA / "exchanges.validation.jsonl.gz") if row.source in ("mmvet", "mmmu_pro")
     ]
     rate = float((scores(rows[::4], bare=True) >= 0.5).mean())
-    assert rate <= 0.01  # of a quarter of the rows; 0.5 % of all, says the card
+    assert rate <= 0.02  # of a quarter of the rows; of all it is what the card says
     card = load_manifest(EMBEDDED_DETECTOR).metrics["validation"]
     assert all(card[mode]["real_mllm_benign"]["false_positive_rate"] <= 0.005 for mode in card)
 

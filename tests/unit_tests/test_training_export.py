@@ -96,7 +96,7 @@ def test_both_outputs_are_exported_and_the_categories_are_calibrated(exported: t
     rows = [json.loads(line) for line in validation.read_text().splitlines()]
     verdicts = EmbeddedDetector(output).detect([Exchange(response=row["response"]) for row in rows if row["harmful"]])
     named = [max(verdict.categories, default="", key=lambda name: verdict.categories[name]) for verdict in verdicts]
-    assert np.mean([name != "" for name in named]) == pytest.approx(measured["told"])
+    assert np.mean([name != "" for name in named]) == pytest.approx(measured["told"], abs=1e-4)
     assert not manifest.thresholds, "there are no answers of multimodal models here"
 
 
