@@ -58,7 +58,6 @@ def test_without_a_rank_the_embedded_recipe_is_meant(tmp_path: Path, capsys: pyt
     folder = ["--base", str(tmp_path), "-o", str(tmp_path / "run")]
     for arguments, complaint in (
         ([rows, "--objective", "bce", *folder], "no setting 'objective' in this recipe"),
-        ([rows, rows, *folder], "learns from one file"),
         ([rows, "--base", "somebody/model"], "there is no folder somebody/model"),
         ([rows, "--lora-rank", "4"], "--lora-rank needs --base"),
         (["--lora-rank", "4", "--base", "x"], "name at least one file of labelled answers"),
