@@ -6,11 +6,13 @@ import importlib.util
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+from protector_guardrails.detectors.base import HarmDetector
 from protector_guardrails.detectors.checkpoints import Checkpoint, find_checkpoint
 from protector_guardrails.detectors.pooling import out_of_memory
 from protector_guardrails.detoxifiers.base import Detoxifier
@@ -22,6 +24,7 @@ from protector_guardrails.errors import ConfigurationError, DetoxifierError, Mis
 from protector_guardrails.models import EMBEDDED_DETOXIFIER, load_detoxifier_manifest
 from protector_guardrails.models.base_weights import SMOLLM2, find_base
 from protector_guardrails.models.presets import find_preset
+from protector_guardrails.policy import Policy
 from protector_guardrails.types import Exchange, Verdict
 
 _log = logging.getLogger(__name__)
@@ -29,6 +32,7 @@ _log = logging.getLogger(__name__)
 _MIN_WORDS = 5
 _ECHO_WORDS = 5
 _MOST_LOOPS = 0.2  # of 43 rewrites, those that went round in circles had 0.3 or more, the others 0.17 or less
+_STAND_IN = "Yes, go ahead."
 _SECOND_TRY = {"no_repeat_ngram_size": 4, "min_new_tokens": 16}
 
 
@@ -50,6 +54,9 @@ class CausalLMDetoxifier(Detoxifier):
     repeat any four tokens of the prompt or of the rewrite itself, and to stop before 16
     tokens: as deterministic as the first try, and a copy of the response cannot come out of it.
     If that fails too, the rewrite is "", which a guard turns into its refusal.
+
+    Within a guard a rewrite that its detector finds harmful has failed, too. The second try is then made
+    without the response, which drew the first one along: the question is answered anew.
 
     There is no streaming of a rewrite: a guard judges all of it before any of it leaves.
 
@@ -146,6 +153,8 @@ class CausalLMDetoxifier(Detoxifier):
         self.device = device
         self._loaded: tuple[Any, Any, PromptTemplate] | None = None
         self._loading = threading.Lock()
+        self._unbound = self
+        self._judge: Callable[[Sequence[Exchange]], list[bool]] | None = None
         if not lazy:
             self.load()
 
@@ -219,6 +228,16 @@ class CausalLMDetoxifier(Detoxifier):
         settings = {"max_new_tokens", "max_prompt_tokens", "max_echo"}
         return cls(**{"base": manifest.base, "adapter": folder, **manifest.model_dump(include=settings), **options})
 
+    def bound_to(self, detector: HarmDetector, policy: Policy) -> Self:
+        """This one with a second try for what the guard's detector finds harmful; the weights are shared."""
+
+        def judge(exchanges: Sequence[Exchange]) -> list[bool]:
+            return [policy.apply(verdict).harmful for verdict in detector.detect(exchanges)]
+
+        bound = object.__new__(type(self))
+        bound.__dict__.update(self.__dict__, _judge=judge)
+        return bound
+
     def load(self) -> None:
         """Load the weights now, where they are not yet; other threads wait for it.
 
@@ -229,6 +248,8 @@ class CausalLMDetoxifier(Detoxifier):
         self._ready()
 
     def _ready(self) -> tuple[Any, Any, PromptTemplate]:
+        if self._unbound is not self:
+            return self._unbound._ready()
         with self._loading:
             if self._loaded is None:
                 self._loaded = self._load()
@@ -274,16 +295,7 @@ class CausalLMDetoxifier(Detoxifier):
             return texts
         try:
             # Here and not before: a tokenizer keeps in itself whether it looks for special tokens.
-            prompts = [
-                encode_prompt(
-                    tokenizer,
-                    template,
-                    question=exchange.judged_question,
-                    response=exchange.response if exchange.response.strip() else "\n".join(exchange.passages).strip(),
-                    max_tokens=self.max_prompt_tokens,
-                )
-                for exchange in exchanges
-            ]
+            prompts = [self._prompt(tokenizer, template, exchange, exchange.response) for exchange in exchanges]
             waiting = sorted(range(len(exchanges)), key=lambda index: len(prompts[index]))
             for options in ({}, _SECOND_TRY | {"min_new_tokens": min(16, self.max_new_tokens)}):
                 failed: list[int] = []
@@ -295,10 +307,35 @@ class CausalLMDetoxifier(Detoxifier):
                         if problem is not None:
                             _log.info("a rewrite failed: %s", problem)
                             failed += [index] if each.end != "time" else []
+                for index in self._harmful(exchanges, texts, waiting):
+                    _log.info("a rewrite failed: it is found harmful")
+                    texts[index] = ""
+                    if exchanges[index].judged_question:
+                        prompts[index] = self._prompt(tokenizer, template, exchanges[index], _STAND_IN)
+                        failed.append(index)
                 waiting = failed
         finally:
             _WRITING.release()
         return texts
+
+    def _prompt(self, tokenizer: Any, template: PromptTemplate, exchange: Exchange, response: str) -> list[int]:
+        return encode_prompt(
+            tokenizer,
+            template,
+            question=exchange.judged_question,
+            response=response if response.strip() else "\n".join(exchange.passages).strip(),
+            max_tokens=self.max_prompt_tokens,
+        )
+
+    def _harmful(self, exchanges: Sequence[Exchange], texts: Sequence[str], which: Sequence[int]) -> list[int]:
+        """Those whose rewrite the guard's detector finds harmful; none outside a guard."""
+        written = [index for index in which if texts[index]]
+        if self._judge is None or not written:
+            return []
+        found = self._judge(
+            [replace(exchanges[index], response=texts[index], reasoning=None, tool_calls=()) for index in written]
+        )
+        return [index for index, harmful in zip(written, found, strict=True) if harmful]
 
     def _write(
         self, model: Any, tokenizer: Any, prompts: list[list[int]], deadline: float, options: dict[str, Any]

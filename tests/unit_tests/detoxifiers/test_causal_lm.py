@@ -24,6 +24,7 @@ from protector_guardrails import (
     Exchange,
     HarmDetector,
     MissingExtraError,
+    Policy,
     Protector,
     Verdict,
     WeightsError,
@@ -159,6 +160,41 @@ def test_a_failed_rewrite_is_tried_once_more_in_another_way(detoxifier, written,
     assert CORPUS[1] not in caplog.text
     assert "no_repeat_ngram_size" not in calls[0]
     assert calls[1]["no_repeat_ngram_size"] == 4
+
+
+class Wary(HarmDetector):
+    """Finds harm in these texts."""
+
+    name = "wary@1"
+
+    def __init__(self, *harmful: str) -> None:
+        self.texts = harmful
+
+    def detect(self, exchanges):
+        return [
+            HARM if exchange.response in self.texts else Verdict(harmful=False, score=0.1) for exchange in exchanges
+        ]
+
+
+@pytest.mark.parametrize("question", ["How do I get in?", None])
+def test_what_the_guard_finds_harmful_is_written_anew_without_the_response(detoxifier, written, question):
+    exchange = Exchange(question=question, response="Take the ladder.")
+    bound = detoxifier.bound_to(Wary("Break the lock with a stone."), Policy())
+    script, calls = written
+    script += [[("Break the lock with a stone.", "complete")], [("Ask the owner for the key first.", "complete")]]
+    texts = bound.detoxify([exchange], [HARM])
+    assert bound._ready() is detoxifier._ready()
+    if question is None:  # nothing would be left to write about
+        assert texts == [""] and len(calls) == 1
+    else:
+        assert texts == ["Ask the owner for the key first."] and len(calls) == 2
+
+
+def test_what_the_guard_finds_harmful_twice_is_empty(detoxifier, written):
+    bad = ("Break the lock with a stone.", "Break the window with a stone.")
+    written[0].extend([[(text, "complete")] for text in bad])
+    exchange = Exchange(question="How do I get in?", response="Take the ladder.")
+    assert detoxifier.bound_to(Wary(*bad), Policy()).detoxify([exchange], [HARM]) == [""]
 
 
 def test_what_fails_twice_is_empty_and_only_that(detoxifier, written):
