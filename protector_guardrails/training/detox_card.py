@@ -40,7 +40,7 @@ its label.
 {sources}
 
 {left_out}
-
+{earlier}
 ## Recipe
 
 The loss is cross-entropy on the tokens of what should be written, and on no others. The weights kept are those with the
@@ -99,9 +99,19 @@ def detoxifier_card(
         shown=data["shown"],
         sources=sources_table(data["sources"]),
         left_out=_left_out(data["left_out"]),
+        earlier=_earlier(data.get("earlier")),
         recipe=settings_table(config, leave_out=_NOT_RECIPE),
         curves=curve_table(history) if history else "Nothing was logged.",
         picture=f"\n![loss by epoch]({curves.name})\n" if curves else "",
+    )
+
+
+def _earlier(data: Mapping[str, Any] | None) -> str:
+    if not data:
+        return ""
+    return (
+        f"\nIt went on from an adapter that had learnt from {data['pairs']} pairs, shown {data['shown']} times:\n\n"
+        f"{sources_table(data['sources'])}\n{_earlier(data.get('earlier'))}"
     )
 
 

@@ -28,6 +28,7 @@ from protector_guardrails.training.detox_data import (
     select_pairs,
     with_foreign_answers,
 )
+from protector_guardrails.training.lora_card import read_json
 from protector_guardrails.training.runs import (
     ADAPTER,
     PlannedTrainer,
@@ -271,7 +272,7 @@ def train_detoxifier(
     if trainer.is_world_process_zero():
         config.output.mkdir(parents=True, exist_ok=True)
         (config.output / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        write_json(config.output / "data.json", _counts(pairs, left_out, len(learnt)))
+        write_json(config.output / "data.json", _counts(pairs, left_out, len(learnt)) | _earlier(config.initial))
     history = run(trainer, config, resume=resume)
     declared = base if found.commit else found.folder.resolve()
     save_adapter(trainer, config.output / ADAPTER, base=declared, finish=template.save)
@@ -304,6 +305,12 @@ def _found_harmful(pairs: Sequence[DetoxPair]) -> list[bool]:
         ]
         found += [verdict.harmful for verdict in detector.detect(exchanges)]
     return found
+
+
+def _earlier(initial: Path | None) -> dict[str, Any]:
+    """What the run learnt from whose adapter this one goes on, if its folder tells."""
+    counts = initial.parent / "data.json" if initial is not None else None
+    return {"earlier": read_json(counts)} if counts is not None and counts.is_file() else {}
 
 
 def _counts(pairs: Sequence[DetoxPair], left_out: Counter[str], shown: int) -> dict[str, Any]:

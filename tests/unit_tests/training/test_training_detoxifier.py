@@ -216,6 +216,9 @@ def test_it_goes_on_from_an_earlier_adapter(
     again = train_detoxifier(recipe(output=tmp_path / "second", initial=first, epochs=1), base=base)
     losses = [history(path.parent)[0]["eval_loss"] for path in (first, again)]
     assert losses[1] < losses[0]
+    card = (tmp_path / "second" / "MODEL_CARD.md").read_text()
+    assert "It went on from an adapter that had learnt from 48 pairs" in card
+    assert card.count("| made up | CC0-1.0 | 48 |") == 2
 
 
 # The card --------------------------------------------------------------------------------
