@@ -1,7 +1,8 @@
 """Speed of the embedded detector: ``make bench``.
 
 Timings on a shared machine drift, so what is compared runs in turn within one
-process and the ratios of medians are what counts.
+process and the ratios of medians are what counts. Where the cores are taken, waiting threads
+distort even those: ``--processor-time`` compares with one thread each, by the processor time used.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,9 @@ SENTENCES = (
     "Please keep in mind that opening hours may change during the holidays.",
     "The function returns a list of tuples, one for every row of the table.",
 )
-THREADS = min(4, os.cpu_count() or 1)
+BY_PROCESSOR_TIME = "--processor-time" in sys.argv
+THREADS = 1 if BY_PROCESSOR_TIME else min(4, os.cpu_count() or 1)
+CLOCK = time.process_time if BY_PROCESSOR_TIME else time.perf_counter
 
 
 def answer(index: int, *, sentences: int) -> str:
@@ -55,10 +59,16 @@ def interleaved(*functions: Callable[[], object], rounds: int) -> list[float]:
         function()
     for _ in range(rounds):
         for function, kept in zip(functions, times, strict=True):
-            started = time.perf_counter()
+            started = CLOCK()
             function()
-            kept.append((time.perf_counter() - started) * 1000)
+            kept.append((CLOCK() - started) * 1000)
     return [statistics.median(kept) for kept in times]
+
+
+@cache
+def shared_detector() -> EmbeddedDetector:
+    """The detector that is measured."""
+    return EmbeddedDetector(threads=THREADS)
 
 
 def bare_runtime(*, spinning: bool = False) -> Callable[[dict[str, Any]], object]:
@@ -81,7 +91,7 @@ def eager_network() -> Callable[[dict[str, Any]], object]:
 
     torch.set_num_threads(THREADS)
     config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
-    categories = len(EmbeddedDetector.shared().manifest.categories)
+    categories = len(shared_detector().manifest.categories)
     model = HarmClassifier(BertModel(config, add_pooling_layer=False), categories=categories).eval()
 
     def run(arrays: dict[str, Any]) -> object:
@@ -104,14 +114,14 @@ def sentence_encoder(folder: Path) -> Callable[[Sequence[str]], object]:
     shutil.copy(EMBEDDED_DETECTOR / "tokenizer.json", folder)
     special = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizerFast", **special}))
-    words = Transformer(str(folder), max_seq_length=EmbeddedDetector.shared().manifest.max_tokens)
+    words = Transformer(str(folder), max_seq_length=shared_detector().manifest.max_tokens)
     encoder = SentenceTransformer(modules=[words, Pooling(words.get_embedding_dimension())], device="cpu")
     return lambda texts: encoder.encode(list(texts), batch_size=32, show_progress_bar=False)
 
 
 def against_others(table: Table) -> None:
     """``detect`` with its windowing, pooling and verdicts, against the network alone in other hands."""
-    detector, bare = EmbeddedDetector.shared(), bare_runtime()
+    detector, bare = shared_detector(), bare_runtime()
     others: dict[str, tuple[Callable[..., object], bool, str]] = {
         "bare runtime, one padded call": (bare, True, "(bar: ours <= 1.3x)")
     }
@@ -147,7 +157,7 @@ def against_others(table: Table) -> None:
 
 def long_against_short(table: Table) -> None:
     """An answer of 1,500 tokens against one of 256, per window."""
-    detector = EmbeddedDetector.shared()
+    detector = shared_detector()
     short, long = (_of_length(detector, tokens) for tokens in (256, 1500))
     counts = [len(detector.encode([exchange])[0]) for exchange in (short, long)]
     times = interleaved(lambda: detector.detect([short]), lambda: detector.detect([long]), rounds=15)
@@ -167,7 +177,7 @@ def _of_length(detector: EmbeddedDetector, tokens: int) -> Exchange:
 
 def under_contention(table: Table, *, busy: int = 2) -> None:
     """The same batch with processes beside it that never rest, against a runtime whose threads spin."""
-    detector, spinning = EmbeddedDetector.shared(), bare_runtime(spinning=True)
+    detector, spinning = shared_detector(), bare_runtime(spinning=True)
     exchanges = [Exchange(response=answer(i, sentences=8)) for i in range(8)]
     windows = [window for each in detector.encode(exchanges) for window in each]
     singles = [pad_windows([window]) for window in windows]
@@ -197,7 +207,7 @@ def _busy(count: int) -> Iterator[None]:
 
 def attribution(table: Table) -> None:
     """What spans cost: a harmful verdict against a harmless one on answers of the same length."""
-    detector = EmbeddedDetector.shared()
+    detector = shared_detector()
     harmful = Exchange(response="You are worthless and everybody will hate you. " * 12)
     harmless = Exchange(response="You are welcome and everybody will like you. " * 12)
     kinds = [verdict.harmful for verdict in detector.detect([harmful, harmless])]
@@ -242,19 +252,20 @@ def cold_start(table: Table, *, runs: int = 7) -> None:
 
 
 def main() -> None:
-    """Print one table."""
+    """Print a table for each subject."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2000, help="answers for protector score; 0: leave it out")
+    parser.add_argument("--processor-time", action="store_true", help="one thread each, and processor time")
     options = parser.parse_args()
-    table = Table("what", "ours (median)", "against", "ratio or rate")
-    cold_start(table)
-    against_others(table)
-    long_against_short(table)
-    under_contention(table)
-    attribution(table)
-    if options.rows:
-        score_throughput(table, rows=options.rows)
-    Console(width=170).print(table)
+    measurements = [against_others, long_against_short, attribution]
+    if not options.processor_time:
+        measurements += [cold_start, under_contention]
+    if options.rows and not options.processor_time:
+        measurements.append(lambda table: score_throughput(table, rows=options.rows))
+    for measure in measurements:  # a table each, so that what is done is seen
+        table = Table("what", "ours (median)", "against", "ratio or rate")
+        measure(table)
+        Console(width=170).print(table)
 
 
 if __name__ == "__main__":
