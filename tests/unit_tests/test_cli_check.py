@@ -311,7 +311,7 @@ def test_training_passes_every_option_on(monkeypatch, tmp_path, capsys):
     assert main(["train", "detector", str(data), *files, *options]) == 0
     [(config, rest)] = calls
     assert rest == {"base": base, "resume": True}
-    assert (config.train, config.validation, config.output) == (data, (data, data), tmp_path / "run")
+    assert (config.train, config.validation, config.output) == ((data,), (data, data), tmp_path / "run")
     assert (config.epochs, config.batch_size, config.learning_rate) == (2, 4, 0.5)
     assert (config.seed, config.limit, config.threads) == (7, 9, 1)
     assert main(["train", "detector", str(data), *files, "--learning-rate", "0"]) == 2
@@ -348,5 +348,8 @@ def test_export_passes_everything_on(monkeypatch, tmp_path, capsys):
     arguments = ["train", "export", str(run), "--base", str(base), "-o", str(tmp_path / "out")]
     assert main(arguments) == 2
     assert "--validation is needed" in capsys.readouterr().err
-    assert main([*arguments, "--validation", str(data)]) == 0
-    assert calls == [(run, {"validation": [data], "output": tmp_path / "out", "base": base})]
+    for options, normalise in (([], False), (["--normalise"], True)):
+        calls.clear()
+        assert main([*arguments, "--validation", str(data), *options]) == 0
+        fields = {"validation": [data], "output": tmp_path / "out", "base": base, "normalise": normalise}
+        assert calls == [(run, fields)]

@@ -129,9 +129,9 @@ ADVERSARIAL: dict[str, Callable[[int], str]] = {
 def test_splitting_a_megabyte_takes_linear_time(name: str) -> None:
     def seconds(length: int) -> float:
         text = ADVERSARIAL[name](length)
-        started = time.perf_counter()
+        started = time.process_time()
         passages = split_passages(text)
-        elapsed = time.perf_counter() - started
+        elapsed = time.process_time() - started
         assert "".join(passages) == text
         return elapsed
 
