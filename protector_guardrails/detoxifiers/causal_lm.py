@@ -32,7 +32,8 @@ _log = logging.getLogger(__name__)
 _MIN_WORDS = 5
 _ECHO_WORDS = 5
 _MOST_LOOPS = 0.2  # of 43 rewrites, those that went round in circles had 0.3 or more, the others 0.17 or less
-_STAND_IN = "Yes, go ahead."
+_MARGIN = 0.5
+_STAND_INS = ("Yes, go ahead.", "Of course, do it.")  # for the first and the second try
 _SECOND_TRY = {"no_repeat_ngram_size": 4, "min_new_tokens": 16}
 
 
@@ -55,8 +56,8 @@ class CausalLMDetoxifier(Detoxifier):
     tokens: as deterministic as the first try, and a copy of the response cannot come out of it.
     If that fails too, the rewrite is "", which a guard turns into its refusal.
 
-    Within a guard a rewrite that its detector finds harmful has failed, too. The second try is then made
-    without the response, which drew the first one along: the question is answered anew.
+    Within a guard a rewrite has failed, too, if its detector's score is at half the guard's threshold or
+    above: a small model is easily drawn along by the response. The second try is then made without it.
 
     There is no streaming of a rewrite: a guard judges all of it before any of it leaves.
 
@@ -73,6 +74,7 @@ class CausalLMDetoxifier(Detoxifier):
         max_new_tokens: Most tokens of a rewrite; the prompt does not count.
         max_prompt_tokens: Most tokens of a prompt.
         max_echo: Share of the response that may come back, in [0, 1].
+        show_response: Whether the model reads the response; False: where there is a question, it is answered anew.
         time_limit_s: Seconds for one call, both tries and waiting for other callers included.
             Less than ``Policy.timeout_s``, so that what nobody waits for any more ends soon.
         batch_size: Prompts written for at a time.
@@ -105,6 +107,7 @@ class CausalLMDetoxifier(Detoxifier):
         max_new_tokens: int = 256,
         max_prompt_tokens: int = 768,
         max_echo: float = 0.3,
+        show_response: bool = True,
         time_limit_s: float = 25.0,
         batch_size: int = 8,
         threads: int = 1,
@@ -134,6 +137,7 @@ class CausalLMDetoxifier(Detoxifier):
             "max_new_tokens": max_new_tokens,
             "max_prompt_tokens": max_prompt_tokens,
             "max_echo": max_echo,
+            "show_response": show_response,
             "time_limit_s": time_limit_s,
             "batch_size": batch_size,
             "threads": threads,
@@ -146,6 +150,7 @@ class CausalLMDetoxifier(Detoxifier):
         self.max_new_tokens = max_new_tokens
         self.max_prompt_tokens = max_prompt_tokens
         self.max_echo = max_echo
+        self.show_response = show_response
         self.time_limit_s = time_limit_s
         self.batch_size = batch_size
         self.threads = threads
@@ -225,14 +230,17 @@ class CausalLMDetoxifier(Detoxifier):
         if importlib.util.find_spec("torch") is None:
             raise MissingExtraError("the embedded detoxifier", extra="torch")
         manifest = load_detoxifier_manifest(Path(folder))
-        settings = {"max_new_tokens", "max_prompt_tokens", "max_echo"}
+        settings = {"max_new_tokens", "max_prompt_tokens", "max_echo", "show_response"}
         return cls(**{"base": manifest.base, "adapter": folder, **manifest.model_dump(include=settings), **options})
 
     def bound_to(self, detector: HarmDetector, policy: Policy) -> Self:
         """This one with a second try for what the guard's detector finds harmful; the weights are shared."""
 
         def judge(exchanges: Sequence[Exchange]) -> list[bool]:
-            return [policy.apply(verdict).harmful for verdict in detector.detect(exchanges)]
+            return [
+                policy.apply(verdict).harmful or verdict.score >= _MARGIN * policy.default_threshold
+                for verdict in detector.detect(exchanges)
+            ]
 
         bound = object.__new__(type(self))
         bound.__dict__.update(self.__dict__, _judge=judge)
@@ -295,7 +303,10 @@ class CausalLMDetoxifier(Detoxifier):
             return texts
         try:
             # Here and not before: a tokenizer keeps in itself whether it looks for special tokens.
-            prompts = [self._prompt(tokenizer, template, exchange, exchange.response) for exchange in exchanges]
+            prompts = [
+                self._prompt(tokenizer, template, exchange, None if self.show_response else _STAND_INS[0])
+                for exchange in exchanges
+            ]
             waiting = sorted(range(len(exchanges)), key=lambda index: len(prompts[index]))
             for options in ({}, _SECOND_TRY | {"min_new_tokens": min(16, self.max_new_tokens)}):
                 failed: list[int] = []
@@ -311,20 +322,21 @@ class CausalLMDetoxifier(Detoxifier):
                     _log.info("a rewrite failed: it is found harmful")
                     texts[index] = ""
                     if exchanges[index].judged_question:
-                        prompts[index] = self._prompt(tokenizer, template, exchanges[index], _STAND_IN)
+                        prompts[index] = self._prompt(tokenizer, template, exchanges[index], _STAND_INS[1])
                         failed.append(index)
                 waiting = failed
         finally:
             _WRITING.release()
         return texts
 
-    def _prompt(self, tokenizer: Any, template: PromptTemplate, exchange: Exchange, response: str) -> list[int]:
+    def _prompt(self, tokenizer: Any, template: PromptTemplate, exchange: Exchange, stand_in: str | None) -> list[int]:
+        question, response = exchange.judged_question, exchange.response
+        if question and stand_in is not None:
+            response = stand_in
+        elif not response.strip():
+            response = "\n".join(exchange.passages).strip()
         return encode_prompt(
-            tokenizer,
-            template,
-            question=exchange.judged_question,
-            response=response if response.strip() else "\n".join(exchange.passages).strip(),
-            max_tokens=self.max_prompt_tokens,
+            tokenizer, template, question=question, response=response, max_tokens=self.max_prompt_tokens
         )
 
     def _harmful(self, exchanges: Sequence[Exchange], texts: Sequence[str], which: Sequence[int]) -> list[int]:
