@@ -62,7 +62,7 @@ def check_conversation(app: ModuleType, said: str) -> None:
     assert "[opening_hours: pass" in hours and "I looked it up. Sunday: 10 to 18\n" in hours
     assert "[guest_book: pass" in maps and app.GUEST_BOOK["maps"] in maps
     assert "[guest_book: refuse" in coins and "The result of this tool was withheld" in coins
-    assert "I can't share the answer I had" in ticket and "[withheld: ▇▇▇ (40 words), P(harm) 0." in ticket
+    assert "I can't share the answer I had" in ticket and "▇▇▇ (40 words), P(harm) 0." in ticket
     assert not any(word in said for word in FORBIDDEN)
 
 
