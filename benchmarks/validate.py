@@ -41,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of the validation data")
     parser.add_argument("--summary-only", action="store_true", help="measure nothing, write the pages once more")
+    parser.add_argument("--only", action="append", metavar="PART", help="measure this part anew, keep the others")
     options = parser.parse_args()
     commands = dict(_commands(options.data))
     if not options.summary_only:
@@ -48,7 +49,8 @@ def main() -> None:
         _write_ordinary(options.data / "exchanges.validation.jsonl.gz", RUNS / "ordinary.jsonl")
         _write_refusals(options.data / "figstep", RUNS / "refusals.jsonl")
         for name, words in commands.items():
-            _run(name, words)
+            if options.only is None or name in options.only:
+                _run(name, words)
     pages = {name: _without_texts(name) for name in commands if (RUNS / name / "results.json").is_file()}
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -60,7 +62,6 @@ def main() -> None:
 def _commands(data: Path) -> Iterator[tuple[str, list[str]]]:
     labelled = [str(data / name) for name in ("exchanges.validation.jsonl.gz", "mllm_responses.jsonl.gz")]
     yield "detector", ["detector", *labelled, str(CONTRAST)]
-    yield "detector-response-only", ["detector", *labelled, str(CONTRAST), "--no-question"]
     attacks = labelled[1]
     yield (
         "defence",
@@ -79,6 +80,7 @@ def _commands(data: Path) -> Iterator[tuple[str, list[str]]]:
     ]
     yield "figstep-refusals-blind", ["defense", *replayed]
     yield "figstep-refusals-described", ["defense", *replayed, "--describe", "examples.reading_model:read"]
+    yield "detector-response-only", ["detector", *labelled, str(CONTRAST), "--no-question"]
 
 
 def _write_ordinary(validation: Path, path: Path) -> None:
@@ -150,20 +152,22 @@ def _detectors(pages: dict[str, DetectorEvaluation]) -> Iterator[str]:
     figures = ["AUROC", "without refusals", "AUPRC", "recall at 0.5", "false positives at 0.5", "balanced accuracy"]
     yield from _header("data", "mode", "answers, harmful", *figures)
     wanted = (("all", None), *(("data", one.name) for one in first.data), ("source", None))
+    shown: set[tuple[str, int, float | None]] = set()  # a set with one source is the same once more
     for by, value in wanted:
         for name, page in pages.items():
             result = page.detectors[0]
             whole = result.overall.model_copy(update={"auroc_without_refusals": result.non_refusals.auroc})
             for one in [whole, *result.slices]:
-                if one.by == by and value in (None, one.value):
+                same = (name, one.answers, one.auroc.value)
+                if one.by == by and value in (None, one.value) and same not in shown:
+                    shown.add(same)
                     yield _row([one.value, _mode(name), f"{one.answers:,}, {one.harmful:,}", *_rates(one)])
     yield ""
     for name, page in pages.items():
         result = page.detectors[0]
         flagged = ", ".join(f"{one.source} {_told(one.fpr)}" for one in result.benign)
         yield (
-            f"- {_mode(name)}: calibration error {_number(result.overall.ece)}; ordinary answers flagged: {flagged}; "
-            f"median {result.latency.median:g} ms an answer in batches of {result.latency.batch_size}. "
+            f"- {_mode(name)}: calibration error {_number(result.overall.ece)}; ordinary answers flagged: {flagged}. "
             f"[Report](validation/{name}/report.md), [page](validation/{name}/report.html)"
         )
     yield ""
@@ -208,9 +212,6 @@ def _defence(name: str, page: DefenseEvaluation) -> Iterator[str]:
                 _told(refused["none"].refused), _told(refused[cost.arm].refused),
             ])  # fmt: skip
     yield ""
-    passing = next((time for time in page.added_time if (time.arm, time.action) == ("detector", "pass")), None)
-    if passing:
-        yield f"- Added time where an answer passes: median {passing.median:.0f} ms, one answer at a time."
     for pair in page.agreement:
         yield f"- {pair.first} and {pair.second} on {pair.texts:,} texts: Cohen's kappa {_number(pair.kappa)}."
     yield f"- [Report](validation/{name}/report.md), [page](validation/{name}/report.html)"

@@ -84,7 +84,7 @@ def _attack_sentence(overall: dict[Arm, AttackRates]) -> str:
         return f"Attack success stays at {told['none']}"
     falls, rises = (all(value * sign > before * sign for value in values.values()) for sign in (-1, 1))
     verb = "falls" if falls else "rises" if rises else "goes"
-    return f"Attack success {verb} from {told['none']} to {shown.pop() if len(shown) == 1 else ends}"
+    return f"Attack success {verb} from {told['none']} to {shown.pop() if len(shown) == 1 < len(values) else ends}"
 
 
 def _rate(row: AttackRates, value: float) -> str:

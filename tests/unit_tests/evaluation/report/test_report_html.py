@@ -320,7 +320,7 @@ def attack_rates(values, **changes):
     ("values", "words"),
     [
         ({BARE: wilson(50, 100), REFUSING: wilson(50, 100)}, "Attack success stays at 50 %"),
-        ({BARE: wilson(10, 100), REFUSING: wilson(50, 100)}, "Attack success rises from 10 % to 50 %"),
+        ({BARE: wilson(10, 100), REFUSING: wilson(50, 100)}, "Attack success rises from 10 % to 50 % (refusing)"),
         (
             {BARE: wilson(10, 100), REFUSING: wilson(5, 100), REWRITING: wilson(20, 100)},
             "Attack success goes from 10 % to 5 % (refusing) or 20 % (rewriting)",
