@@ -155,8 +155,9 @@ class ScriptedMultimodalLLM(CustomLLM):
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
-        """Not needed here: chat models are asked with messages."""
-        raise NotImplementedError("this model streams chats, not completions")
+        """Answer a prompt in one piece."""
+        answers = [self._answer([ChatMessage(content=prompt)])]
+        return (CompletionResponse(text=answer, delta=answer) for answer in answers)
 
 
 def build_index(folder: Path) -> VectorStoreIndex:

@@ -33,7 +33,8 @@ _MIN_WORDS = 5
 _ECHO_WORDS = 5
 _MOST_LOOPS = 0.2  # of 43 rewrites, those that went round in circles had 0.3 or more, the others 0.17 or less
 _MARGIN = 0.5
-_STAND_INS = ("Yes, go ahead.", "Of course, do it.")  # for the first and the second try
+_STAND_IN = "Of course, do it."
+"""Is shown in place of the response where the question is to be answered without it."""
 _SECOND_TRY = {"no_repeat_ngram_size": 4, "min_new_tokens": 16}
 
 
@@ -74,7 +75,6 @@ class CausalLMDetoxifier(Detoxifier):
         max_new_tokens: Most tokens of a rewrite; the prompt does not count.
         max_prompt_tokens: Most tokens of a prompt.
         max_echo: Share of the response that may come back, in [0, 1].
-        show_response: Whether the model reads the response; False: where there is a question, it is answered anew.
         time_limit_s: Seconds for one call, both tries and waiting for other callers included.
             Less than ``Policy.timeout_s``, so that what nobody waits for any more ends soon.
         batch_size: Prompts written for at a time.
@@ -107,7 +107,6 @@ class CausalLMDetoxifier(Detoxifier):
         max_new_tokens: int = 256,
         max_prompt_tokens: int = 768,
         max_echo: float = 0.3,
-        show_response: bool = True,
         time_limit_s: float = 25.0,
         batch_size: int = 8,
         threads: int = 1,
@@ -137,7 +136,6 @@ class CausalLMDetoxifier(Detoxifier):
             "max_new_tokens": max_new_tokens,
             "max_prompt_tokens": max_prompt_tokens,
             "max_echo": max_echo,
-            "show_response": show_response,
             "time_limit_s": time_limit_s,
             "batch_size": batch_size,
             "threads": threads,
@@ -150,7 +148,6 @@ class CausalLMDetoxifier(Detoxifier):
         self.max_new_tokens = max_new_tokens
         self.max_prompt_tokens = max_prompt_tokens
         self.max_echo = max_echo
-        self.show_response = show_response
         self.time_limit_s = time_limit_s
         self.batch_size = batch_size
         self.threads = threads
@@ -230,7 +227,7 @@ class CausalLMDetoxifier(Detoxifier):
         if importlib.util.find_spec("torch") is None:
             raise MissingExtraError("the embedded detoxifier", extra="torch")
         manifest = load_detoxifier_manifest(Path(folder))
-        settings = {"max_new_tokens", "max_prompt_tokens", "max_echo", "show_response"}
+        settings = {"max_new_tokens", "max_prompt_tokens", "max_echo"}
         return cls(**{"base": manifest.base, "adapter": folder, **manifest.model_dump(include=settings), **options})
 
     def bound_to(self, detector: HarmDetector, policy: Policy) -> Self:
@@ -303,10 +300,7 @@ class CausalLMDetoxifier(Detoxifier):
             return texts
         try:
             # Here and not before: a tokenizer keeps in itself whether it looks for special tokens.
-            prompts = [
-                self._prompt(tokenizer, template, exchange, None if self.show_response else _STAND_INS[0])
-                for exchange in exchanges
-            ]
+            prompts = [self._prompt(tokenizer, template, exchange) for exchange in exchanges]
             waiting = sorted(range(len(exchanges)), key=lambda index: len(prompts[index]))
             for options in ({}, _SECOND_TRY | {"min_new_tokens": min(16, self.max_new_tokens)}):
                 failed: list[int] = []
@@ -322,21 +316,22 @@ class CausalLMDetoxifier(Detoxifier):
                     _log.info("a rewrite failed: it is found harmful")
                     texts[index] = ""
                     if exchanges[index].judged_question:
-                        prompts[index] = self._prompt(tokenizer, template, exchanges[index], _STAND_INS[1])
+                        prompts[index] = self._prompt(
+                            tokenizer, template, replace(exchanges[index], response=_STAND_IN)
+                        )
                         failed.append(index)
                 waiting = failed
         finally:
             _WRITING.release()
         return texts
 
-    def _prompt(self, tokenizer: Any, template: PromptTemplate, exchange: Exchange, stand_in: str | None) -> list[int]:
-        question, response = exchange.judged_question, exchange.response
-        if question and stand_in is not None:
-            response = stand_in
-        elif not response.strip():
-            response = "\n".join(exchange.passages).strip()
+    def _prompt(self, tokenizer: Any, template: PromptTemplate, exchange: Exchange) -> list[int]:
         return encode_prompt(
-            tokenizer, template, question=question, response=response, max_tokens=self.max_prompt_tokens
+            tokenizer,
+            template,
+            question=exchange.judged_question,
+            response=exchange.response if exchange.response.strip() else "\n".join(exchange.passages).strip(),
+            max_tokens=self.max_prompt_tokens,
         )
 
     def _harmful(self, exchanges: Sequence[Exchange], texts: Sequence[str], which: Sequence[int]) -> list[int]:

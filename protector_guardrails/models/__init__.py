@@ -95,7 +95,6 @@ class DetoxifierManifest(BaseModel):
         max_new_tokens: Most tokens of a rewrite.
         max_prompt_tokens: Most tokens of a prompt.
         max_echo: Share of the response that may come back.
-        show_response: Whether the model reads the response where there is a question.
         sha256: File name to sha256 of the adapter's files.
         metrics: What was measured.
     """
@@ -109,7 +108,6 @@ class DetoxifierManifest(BaseModel):
     max_new_tokens: int = Field(ge=1)
     max_prompt_tokens: int = Field(ge=1)
     max_echo: float = Field(ge=0, le=1)
-    show_response: bool = True
     sha256: dict[str, str]
     metrics: dict[str, Any] = {}
 

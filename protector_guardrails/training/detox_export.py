@@ -29,7 +29,6 @@ def export_detoxifier(
     name: str,
     version: str,
     max_echo: float = 0.3,
-    show_response: bool = True,
     results: DetoxifierEvaluation | None = None,
 ) -> Path:
     """Write the folder of a detoxifier, whole or not at all.
@@ -42,7 +41,6 @@ def export_detoxifier(
         name: What it is called.
         version: Its version.
         max_echo: Share of the response that may come back.
-        show_response: Whether the model reads the response where there is a question.
         results: What was measured on its rewrites.
 
     Raises:
@@ -71,7 +69,6 @@ def export_detoxifier(
         max_new_tokens=recipe["max_target_tokens"],
         max_prompt_tokens=recipe["max_prompt_tokens"],
         max_echo=max_echo,
-        show_response=show_response,
         sha256={file: sha256_of(partial / file) for file in (_CONFIG, _WEIGHTS, TEMPLATE_FILE)},
         metrics=metrics,
     )

@@ -21,9 +21,6 @@ def export_detoxifier(  # noqa: PLR0917 - options of the command line
     base_sha256: Annotated[
         str | None, typer.Option("--base-sha256", help="sha256 of the base weights' file; goes with --base.")
     ] = None,
-    hide_response: Annotated[
-        bool, typer.Option("--hide-response", help="In use the question is answered anew, without the response.")
-    ] = False,
     results: Annotated[
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="results.json of protector evaluate detoxifier, for the card."),
@@ -46,7 +43,6 @@ def export_detoxifier(  # noqa: PLR0917 - options of the command line
             base_sha256=base_sha256 or SMOLLM2.gguf_sha256,
             name=name,
             version=version,
-            show_response=not hide_response,
             results=measured,
         )
     typer.echo(f"exported: {written}")

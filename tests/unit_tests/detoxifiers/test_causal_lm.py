@@ -204,25 +204,6 @@ def test_a_rewrite_must_be_clearly_harmless_to_the_guard(detoxifier, written, sc
     assert texts == ["Ask the owner for the key first." if kept else ""]
 
 
-@pytest.mark.parametrize("shown", [True, False])
-def test_the_response_can_be_withheld_where_there_is_a_question(base, adapter, monkeypatch, shown):
-    read: list[str] = []
-
-    def generate(model: Any, prompts: Any, **options: Any) -> list[Written]:
-        read.extend(tokenizer.decode(prompt) for prompt in prompts)
-        return [Written(tokenizer("Ask the owner for the key first.")["input_ids"], "complete") for _ in prompts]
-
-    one = CausalLMDetoxifier(base, adapter=adapter, show_response=shown, **OPTIONS)
-    tokenizer = one._ready()[1]
-    monkeypatch.setattr(causal_lm, "generate", generate)
-    one.detoxify(
-        [Exchange(question="How do I get in?", response="Take the ladder."), Exchange(response="Climb.")], [HARM] * 2
-    )
-    asked, bare = sorted(read, key=lambda prompt: "How do I get in?" not in prompt)
-    assert ("Take the ladder." in asked) is shown
-    assert "Climb." in bare  # nothing else tells what it is about
-
-
 def test_what_the_guard_finds_harmful_twice_is_empty(detoxifier, written):
     bad = ("Break the lock with a stone.", "Break the window with a stone.")
     written[0].extend([[(text, "complete")] for text in bad])

@@ -500,7 +500,9 @@ def test_no_scenario_breaks_a_drawing(text):
         row.model_copy(update={"scenario": f"{text}{row.scenario}"}) for row in defense().attacks if row.kind == "all"
     ]
     whole = [row for row in defense().attacks if row.scenario == row.kind == "all"]
-    read_page(page_of(defense(attacks=[*whole, *rows])))
+    page = read_page(page_of(defense(attacks=[*whole, *rows])))
+    drawings = [tag for tag, _ in page.tags if tag == "svg"]
+    assert drawings == [tag for tag, _ in read_page(page_of(defense())).tags if tag == "svg"] != []
 
 
 def test_many_detectors_stay_below_a_megabyte():
