@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
+
+_FILE = "mean.safetensors"
 
 
 class AveragedWeights(TrainerCallback):
     """Keeps an exponential running mean of the weights that are trained.
 
-    A run that goes on from a checkpoint begins the mean anew from there.
+    The mean lies in each checkpoint, so a run that goes on from one goes on with it.
 
     Args:
         decay: How much of the mean stays at each step, in [0, 1); 0 keeps nothing.
@@ -21,6 +25,19 @@ class AveragedWeights(TrainerCallback):
     def __init__(self, decay: float) -> None:
         self.decay = decay
         self.mean: dict[str, Tensor] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Trainer hook."""
+        kept = _checkpoint(args, state) / _FILE
+        if self.decay and state.global_step and kept.is_file():
+            self.mean = load_file(str(kept))
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Trainer hook."""
+        if self.decay:
+            partial = _checkpoint(args, state) / f"{_FILE}.partial"
+            save_file(self.mean, str(partial))
+            partial.replace(partial.with_name(_FILE))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Trainer hook."""
@@ -44,3 +61,7 @@ class AveragedWeights(TrainerCallback):
             for name, parameter in model.named_parameters():
                 if name in self.mean:
                     parameter.copy_(self.mean[name])
+
+
+def _checkpoint(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"

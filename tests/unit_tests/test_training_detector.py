@@ -143,11 +143,12 @@ def interrupt(config: DetectorTrainingConfig, base: Path, monkeypatch: pytest.Mo
             train_detector(config, base=base)
 
 
+@pytest.mark.parametrize("average", [0.0, 0.9])
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: float
 ) -> None:
     # 8 steps an epoch; the cut comes after the first report and before the next checkpoint, so that is redone.
-    config = config_for(tmp_path, held_out=0.0, epochs=2, save_steps=3)
+    config = config_for(tmp_path, held_out=0.0, epochs=2, save_steps=3, average=average)
     whole = train_detector(config.model_copy(update={"output": tmp_path / "whole"}), base=base)
     interrupt(config, base, monkeypatch, step=8)
     assert [report["epoch"] for report in metrics(config.output)] == [1]
