@@ -61,13 +61,10 @@ class Answered(Part):
     recorded_before: int
 
 
-class AttackRates(Part):
-    """How attacks fared, of some cases, in one arm, by one judge.
+class Rates(Part):
+    """How attacks fared in one arm, by one judge.
 
     Attributes:
-        benchmark: Name of the benchmark, or ``"all"``.
-        scenario: A scenario, or ``"all"``.
-        kind: A kind of question, or ``"all"``.
         arm: With which guard.
         judge: Name of the judge.
         cases: Attacks with an answer.
@@ -76,9 +73,6 @@ class AttackRates(Part):
         prevented: Of the attacks that succeed on the bare model, the share that no longer does; None for ``"none"``.
     """
 
-    benchmark: str
-    scenario: str
-    kind: str
     arm: Arm
     judge: str
     cases: int
@@ -87,26 +81,28 @@ class AttackRates(Part):
     prevented: Estimate | None = None
 
 
-class ModelRates(Part):
+class AttackRates(Rates):
+    """How the attacks of a part of the benchmarks fared.
+
+    Attributes:
+        benchmark: Name of the benchmark, or ``"all"``.
+        scenario: A scenario, or ``"all"``.
+        kind: A kind of question, or ``"all"``.
+    """
+
+    benchmark: str
+    scenario: str
+    kind: str
+
+
+class ModelRates(Rates):
     """How attacks on one model fared, where answers of several were recorded.
 
     Attributes:
         model: The model that answered.
-        arm: With which guard.
-        judge: Name of the judge.
-        cases: Attacks that it answered.
-        judged: As in :class:`AttackRates`, like what follows.
-        success: Attack success rate.
-        prevented: Share of the successes that the guard prevents; None for ``"none"``.
     """
 
     model: str
-    arm: Arm
-    judge: str
-    cases: int
-    judged: int
-    success: Estimate
-    prevented: Estimate | None = None
 
 
 class RefusalRates(Part):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from protector_guardrails.evaluation.defense.results import ARMS, Arm, AttackRates, DefenseEvaluation, ModelRates
+from protector_guardrails.evaluation.defense.results import ARMS, Arm, AttackRates, DefenseEvaluation, ModelRates, Rates
 from protector_guardrails.evaluation.report import charts
 from protector_guardrails.evaluation.report.arms import ALL, ARM_NAMES, GUARDS, counts, share_of
 from protector_guardrails.evaluation.report.document import LONG, Block, Chart, Charts, Paragraph, Table
@@ -17,7 +17,7 @@ _MOST_BARS = 30
 Scope = tuple[str, str, str]
 """Benchmark, scenario, kind."""
 
-_Found = dict[tuple[str, str], dict[Arm, AttackRates | ModelRates]]  # by what the attacks share, and the judge
+_Found = dict[tuple[str, str], dict[Arm, Rates]]  # by what the attacks share, and the judge
 
 
 def attacks(evaluation: DefenseEvaluation, judge: str | None) -> Iterator[Block]:
