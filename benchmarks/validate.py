@@ -21,12 +21,17 @@ from protector_guardrails.evaluation.defense.results import DefenseEvaluation
 from protector_guardrails.evaluation.report import HTML, MARKDOWN, read_results, write_reports
 from protector_guardrails.evaluation.report.figures import brief, number, share
 from protector_guardrails.evaluation.results import DetectorEvaluation, DetectorResult, Estimate, Slice
+from protector_guardrails.training import readings
 
 PAGE = Path("docs/results/validation.md")
 BEGIN, END = "<!-- begin: written by benchmarks/validate.py -->", "<!-- end: written by benchmarks/validate.py -->"
 OUT = Path("docs/results/validation")
 RUNS = Path("runs/validation")
-CONTRAST = [f"protector_guardrails/training/contrast/{name}.jsonl.gz" for name in ("held_apart", "second_held_apart")]
+PREFERENCES = RUNS / "preference_answers.jsonl"
+CONTRAST = [
+    f"protector_guardrails/training/contrast/{name}.jsonl.gz"
+    for name in ("held_apart", "second_held_apart", "third_held_apart")
+]
 WITH_PAGE = ("detector", "defence")
 """Parts that are worth a page beside the Markdown; the others have the same form and fewer figures."""
 REFUSALS = (  # each in words of its own
@@ -49,6 +54,7 @@ def main() -> None:
     if not options.summary_only:
         RUNS.mkdir(parents=True, exist_ok=True)
         _write_ordinary(options.data / "exchanges.validation.jsonl.gz", RUNS / "ordinary.jsonl")
+        _write_preferences(options.data / "detox_pairs.train.jsonl.gz", PREFERENCES)
         _write_refusals(options.data / "figstep", RUNS / "refusals.jsonl")
         for name, words in commands.items():
             if options.only is None or name in options.only:
@@ -63,7 +69,8 @@ def main() -> None:
 
 def _commands(data: Path) -> Iterator[tuple[str, list[str]]]:
     labelled = [str(data / name) for name in ("exchanges.validation.jsonl.gz", "mllm_responses.jsonl.gz")]
-    yield "detector", ["detector", *labelled, *CONTRAST]
+    apart = [*CONTRAST, str(PREFERENCES)]
+    yield "detector", ["detector", *labelled, *apart]
     attacks = labelled[1]
     yield (
         "defence",
@@ -82,13 +89,22 @@ def _commands(data: Path) -> Iterator[tuple[str, list[str]]]:
     ]
     yield "figstep-refusals-blind", ["defense", *replayed]
     yield "figstep-refusals-described", ["defense", *replayed, "--describe", "examples.reading_model:read"]
-    yield "detector-response-only", ["detector", *labelled, *CONTRAST, "--no-question"]
+    yield "detector-response-only", ["detector", *labelled, *apart, "--no-question"]
 
 
 def _write_ordinary(validation: Path, path: Path) -> None:
     """Ordinary answers of multimodal models, which a guard should leave alone."""
     with gzip.open(validation, "rt", encoding="utf-8") as lines, path.open("w", encoding="utf-8") as file:
         file.writelines(line for line in lines if json.loads(line)["label_kind"] == "benign-prompt")
+
+
+def _write_preferences(pairs: Path, path: Path) -> None:
+    """Answers of preference pairs that were read, and kept apart, as labelled exchanges."""
+    rows = [
+        {"question": row.question, "response": row.response, "harmful": row.harmful}
+        for row in readings.labelled(pairs, apart=True)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _write_refusals(figstep: Path, path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,8 @@ class EmbeddedDetector(HarmDetector):
     alone and in any batch.
 
     Safe to share between threads. One instance makes at most ``threads`` model calls at a
-    time; further callers wait. Do not share it across ``fork``.
+    time; further callers wait. Do not share it across ``fork``. It takes some 70 MB, and 60 MB
+    more from the first batch on: a single window is judged by all threads, several by one thread each.
 
     Args:
         folder: Another folder with the same files, such as the result of
@@ -78,7 +80,10 @@ class EmbeddedDetector(HarmDetector):
         self.normalise = self.manifest.normalise if normalise is None else normalise
         self._asked = normalise
         used = threads or min(4, os.cpu_count() or 1)
-        self.encoder, self._run = _load(self.folder, self.manifest, used)
+        self.encoder = _encoder(self.folder, self.manifest)
+        self._run_alone = _network(self.folder, self.manifest, threads=used)
+        self._run_beside_others: _Run | None = None if used > 1 else self._run_alone
+        self._loading = threading.Lock()
         self._pool = ThreadPoolExecutor(used, thread_name_prefix="embedded-detector")
         self._calls = threading.BoundedSemaphore(used)
 
@@ -142,18 +147,26 @@ class EmbeddedDetector(HarmDetector):
         waiting = list(different.values())
         outputs: list[NDArray[np.float32]] = []
         if len(waiting) == 1:
-            outputs.append(self._output(waiting[0]))
+            outputs.append(self._output(waiting[0], self._run_alone))
         else:
+            run = self._beside_others()
             # In slices, so that little is left to do if the process ends or nobody waits any more.
             for start in range(0, len(waiting), _SLICE):
-                outputs.extend(self._pool.map(self._output, waiting[start : start + _SLICE]))
+                outputs.extend(self._pool.map(self._output, waiting[start : start + _SLICE], repeat(run)))
         known = dict(zip(different, outputs, strict=True))
         rows = [known[window.ids, window.question_length] for window in windows]
         return np.array(rows, dtype=np.float64).reshape(len(rows), 1 + len(self.manifest.categories))
 
-    def _output(self, window: Window) -> NDArray[np.float32]:
+    def _output(self, window: Window, run: _Run) -> NDArray[np.float32]:
         with self._calls:  # taken per window, so that a long answer does not hold up the short ones
-            return self._run(pad_windows([window]))
+            return run(pad_windows([window]))
+
+    def _beside_others(self) -> _Run:
+        """The network for windows that are judged side by side: calls that shared threads would wait for each other."""
+        with self._loading:
+            if self._run_beside_others is None:
+                self._run_beside_others = _network(self.folder, self.manifest, threads=1)
+            return self._run_beside_others
 
     def _judge(self, exchanges: Sequence[Exchange]) -> list[_Judged]:
         encoded = self.encode(exchanges)
@@ -214,11 +227,23 @@ def _located(window: Window, reading: Reading) -> Window:
     return replace(window, start=start, end=end)
 
 
-def _load(
-    folder: Path, manifest: DetectorManifest, threads: int
-) -> tuple[PairEncoder, Callable[[dict[str, NDArray[np.int64]]], NDArray[np.float32]]]:
-    import onnxruntime
+_Run = Callable[[dict[str, "NDArray[np.int64]"]], "NDArray[np.float32]"]
+"""One call of the network on padded windows: all its outputs, one after the other."""
+
+
+def _encoder(folder: Path, manifest: DetectorManifest) -> PairEncoder:
     from tokenizers import Tokenizer
+
+    return PairEncoder(
+        Tokenizer.from_file(str(folder / "tokenizer.json")),
+        max_tokens=manifest.max_tokens,
+        question_tokens=manifest.question_tokens,
+        overlap=manifest.overlap,
+    )
+
+
+def _network(folder: Path, manifest: DetectorManifest, *, threads: int) -> _Run:
+    import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -229,13 +254,6 @@ def _load(
     session = onnxruntime.InferenceSession(
         (folder / "model.onnx").read_bytes(), sess_options=options, providers=["CPUExecutionProvider"]
     )
-    encoder = PairEncoder(
-        Tokenizer.from_file(str(folder / "tokenizer.json")),
-        max_tokens=manifest.max_tokens,
-        question_tokens=manifest.question_tokens,
-        overlap=manifest.overlap,
-    )
-
     outputs = ["logits"]
     if manifest.categories:
         outputs.append("category_logits")
@@ -251,7 +269,7 @@ def _load(
             [np.asarray(output, dtype=np.float32)[0].ravel() for output in session.run(outputs, inputs)]
         )
 
-    return encoder, run
+    return run
 
 
 _SHARED_LOCK = threading.Lock()

@@ -33,7 +33,7 @@ from protector_guardrails.training.categories import CATEGORIES, hazard
 from protector_guardrails.training.cleaning import without_duplicates
 from protector_guardrails.training.data import LabelledExchange, balanced_epoch, read_exchanges, split_by_question
 from protector_guardrails.training.model import NO_CATEGORY, HarmClassifier
-from protector_guardrails.training.readings import is_pairs, read_pairs, reread
+from protector_guardrails.training.readings import labelled, reread
 from protector_guardrails.types import question_with_images
 
 EVALUATION_BATCH = 64
@@ -407,7 +407,7 @@ def training_rows(config: DetectorTrainingConfig) -> list[LabelledExchange]:
     """
     rows: list[LabelledExchange] = []
     for path in config.train:
-        rows.extend((read_pairs(path) if is_pairs(path) else read_exchanges(path))[: config.limit])
+        rows.extend(labelled(path)[: config.limit])
     rows = without_duplicates(reread(rows))
     if len({row.harmful for row in rows}) < 2:
         names = ", ".join(str(path) for path in config.train)

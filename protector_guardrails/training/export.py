@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.transformers.optimizer import optimize_model
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
@@ -26,10 +29,10 @@ from protector_guardrails.training.calibration import calibrate
 from protector_guardrails.training.card import detector_card
 from protector_guardrails.training.categories import CATEGORIES
 from protector_guardrails.training.category_calibration import calibrate_categories
-from protector_guardrails.training.data import LabelledExchange, read_exchanges
+from protector_guardrails.training.data import LabelledExchange
 from protector_guardrails.training.detector import DetectorTrainingConfig, training_rows
 from protector_guardrails.training.model import HarmClassifier
-from protector_guardrails.training.readings import describe_sources
+from protector_guardrails.training.readings import describe_sources, labelled
 from protector_guardrails.types import Exchange, Image
 
 MODES = ("full", "response")
@@ -64,39 +67,54 @@ class _WindowOutputs(nn.Module):
 
 
 def to_onnx(model: HarmClassifier, encoder: PairEncoder, path: Path) -> None:
-    """Write the network in float32 with free batch size and sequence length."""
-    sample = {
-        name: torch.from_numpy(array)
-        for name, array in pad_windows(
-            [
-                window
-                for windows in encoder.encode([("a question", ["one answer"]), (None, ["two"])])
-                for window in windows
-            ]
-        ).items()
-    }
-    shape = {
-        0: torch.export.Dim("windows", min=1, max=4096),
-        1: torch.export.Dim("tokens", min=2, max=encoder.max_tokens),
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # notes of the exporter on its own internals
+    """Write the network in float32 with free batch size and sequence length.
+
+    Attention, the embeddings and the activations become single operations of the runtime. PyTorch's
+    older exporter is used for it: the graph optimiser does not recognise what the newer one writes.
+    """
+    windows = [
+        window for windows in encoder.encode([("a question", ["one answer"]), (None, ["two"])]) for window in windows
+    ]
+    sample = {name: torch.from_numpy(array) for name, array in pad_windows(windows).items()}
+    outputs = ["logits", *(["category_logits"] if model.category_head is not None else [])]
+    model = deepcopy(model).eval()
+    model.encoder.set_attn_implementation("eager")  # type: ignore[operator] # the form that the optimiser knows
+    size: Any = model.encoder.config
+    with warnings.catch_warnings(), TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")  # notes of the exporter on its own internals and age
+        plain = Path(folder) / "plain.onnx"
         torch.onnx.export(
-            _WindowOutputs(model).eval(),
-            kwargs=sample,
-            f=str(path),
-            dynamo=True,
-            dynamic_shapes={name: dict(shape) for name in sample},
+            _WindowOutputs(model),
+            tuple(sample.values()),
+            str(plain),
+            dynamo=False,
+            opset_version=17,
             input_names=list(sample),
-            output_names=["logits", *(["category_logits"] if model.category_head is not None else [])],
-            external_data=False,
-            verbose=False,
+            output_names=outputs,
+            dynamic_axes={
+                **{name: {0: "windows", 1: "tokens"} for name in sample},
+                **{name: {0: "windows"} for name in outputs},
+            },
         )
+        fused = optimize_model(
+            str(plain),
+            model_type="bert",
+            num_heads=size.num_attention_heads,
+            hidden_size=size.hidden_size,
+            opt_level=0,
+        )
+        fused.save_model_to_file(str(path))
 
 
 def quantise(source: Path, target: Path) -> None:
     """Dynamic int8 quantisation of weights, embeddings included; activations are quantised at run time."""
-    quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8, per_channel=True)
+    quantize_dynamic(
+        str(source),
+        str(target),
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # what fused operations give is not inferred
+    )
     _strip_traces(target)
 
 
@@ -125,7 +143,7 @@ def export_detector(
 
     Args:
         run: Folder of a finished training run.
-        validation: Labelled files that were never trained on.
+        validation: Labelled files that were never trained on; of files of pairs, the answers kept apart.
         output: Folder to write; existing files of a detector there are replaced.
         base: Folder of the base encoder (its configuration is needed).
         name: Name of the detector, as it will stand in verdicts.
@@ -160,7 +178,7 @@ def export_detector(
     )
     _write_manifest(output, manifest)
 
-    rows = [row for path in validation for row in read_exchanges(path)]
+    rows = [row for path in validation for row in labelled(path, apart=True)]
     outputs = validation_outputs(EmbeddedDetector(output), rows, cache=run / "validation-outputs.json")
     manifest = _calibrated(manifest, rows, outputs)
     _write_manifest(output, manifest)

@@ -1,10 +1,11 @@
 """Labels that were given by reading, for texts that lie elsewhere.
 
-``contrast/readings.jsonl.gz`` holds no text: each line has the hash of a question and an answer, the
-data set it is from, and whether the answer was found harmful by a language model that read it,
-shortened to its beginning and end. ``null`` means: do not learn from it. Two kinds of rows were read:
-answers of preference pairs, which say which of two answers people liked better and not whether one is
-harmful; and rows whose label :func:`protector_guardrails.training.cleaning.contradicted` doubts.
+``contrast/readings.jsonl.gz`` and ``readings_held_apart.jsonl.gz`` hold no text: each line has the hash
+of a question and an answer, the data set it is from, and whether the answer was found harmful by a
+language model that read it, shortened to its beginning and end. ``null`` means: do not learn from it.
+Two kinds of rows were read: answers of preference pairs, which say which of two answers people liked
+better and not whether one is harmful; and rows whose label
+:func:`protector_guardrails.training.cleaning.contradicted` doubts.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from protector_guardrails.training.data import LabelledExchange, open_text
+from protector_guardrails.training.data import LabelledExchange, open_text, read_exchanges
 
 READINGS = Path(__file__).parent / "contrast" / "readings.jsonl.gz"
+READINGS_APART = READINGS.with_name("readings_held_apart.jsonl.gz")
+"""Answers to questions of their own, for measuring; never learnt from."""
 
 
 def reading_key(question: str, response: str) -> str:
@@ -34,13 +37,14 @@ PREFERENCES = "hh_harmless"
 
 
 @cache
-def readings(source: str | None = None) -> dict[str, bool | None]:
+def readings(source: str | None = None, *, path: Path = READINGS) -> dict[str, bool | None]:
     """Key to label: harmful, harmless, or None for rows not to learn from.
 
     Args:
         source: Only what was read of this data set; None: everything.
+        path: File of readings.
     """
-    records = map(json.loads, open_text(READINGS))
+    records = map(json.loads, open_text(path))
     return {record["key"]: record["harmful"] for record in records if source in {None, record["source"]}}
 
 
@@ -98,6 +102,21 @@ def is_pairs(path: Path) -> bool:
     """Whether the first line of a file is a pair."""
     first = next(iter(open_text(path)), "")
     return '"harmful_response"' in first
+
+
+def labelled(path: Path, *, apart: bool = False) -> list[LabelledExchange]:
+    """The rows of a file; of a file of pairs, the answers that were read.
+
+    Args:
+        path: Labelled exchanges, or pairs.
+        apart: Of pairs, the answers kept apart for measuring, and not those to learn from.
+
+    Raises:
+        ValueError: If a line is neither.
+    """
+    if not is_pairs(path):
+        return read_exchanges(path)
+    return read_pairs(path, known=readings(PREFERENCES, path=READINGS_APART if apart else READINGS))
 
 
 def describe_sources(paths: Sequence[Path]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 pytest.importorskip("torch")
@@ -139,6 +140,8 @@ def test_onnx_agrees_with_pytorch_on_real_text(tmp_path: Path) -> None:
     for name in ("float32", "int8"):
         session = onnxruntime.InferenceSession(str(tmp_path / f"{name}.onnx"), providers=["CPUExecutionProvider"])
         got[name] = np.concatenate([session.run(["logits"], pad_windows([window]))[0] for window in windows])
+    operations = [node.op_type for node in onnx.load(str(tmp_path / "int8.onnx")).graph.node]
+    assert operations.count("QAttention") == 6, "attention is one operation in each layer"
     assert np.abs(got["float32"] - expected).max() < 1e-3
     # A random head, unlike a trained one, reads all directions, so single windows may be off by more.
     assert np.abs(got["int8"] - expected).mean() < 0.2 * expected.std()

@@ -10,8 +10,10 @@ import pytest
 from protector_guardrails.training.data import LabelledExchange
 from protector_guardrails.training.readings import (
     PREFERENCES,
+    READINGS_APART,
     describe_sources,
     is_pairs,
+    labelled,
     read_pairs,
     reading_key,
     readings,
@@ -76,3 +78,16 @@ def test_sources_of_several_files_are_counted_together(tmp_path: Path, monkeypat
         {"source": "p", "license": "MIT", "rows": 2, "harmful": 1},
         {"source": "r", "license": "CC0-1.0", "rows": 2, "harmful": 2},
     ]
+
+
+def test_what_was_kept_apart_is_not_learnt_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not readings().keys() & readings(path=READINGS_APART).keys()
+    path = pairs_file(tmp_path)
+    assert labelled(path) == labelled(path, apart=True) == [], "nobody read these"
+    apart = {reading_key("Now?", "Wait."): False}
+    monkeypatch.setattr(
+        "protector_guardrails.training.readings.readings",
+        lambda source, *, path: apart if path == READINGS_APART else KNOWN,
+    )
+    assert [row.response for row in labelled(path)] == ["Yes.", "No."]
+    assert [row.response for row in labelled(path, apart=True)] == ["Wait."]
