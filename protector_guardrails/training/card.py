@@ -78,7 +78,7 @@ Train it again: `protector train detector DATA --validation FILE --output RUN`, 
 
 ### After each epoch
 
-AUROC of the network in training precision, before quantisation.
+AUROC of the network in training precision, before quantisation{averaged}.
 
 {history}
 
@@ -135,6 +135,7 @@ def detector_card(
             [(s["source"], s["license"], s["rows"], s["harmful"]) for s in sources],
         ),
         history=_history(history),
+        averaged=", of each seed's run before their weights were averaged" if config.seeds else "",
         max_tokens=manifest.max_tokens,
         held_out=config.held_out,
         cap=config.cap,
@@ -153,6 +154,8 @@ def _recipe(stages: Sequence[DetectorTrainingConfig]) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {entry}" for key, entry in value.items()) or "none"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
     return str(value)
 
 
@@ -221,11 +224,20 @@ def _categories(manifest: DetectorManifest) -> str:
 
 
 def _history(history: Sequence[Mapping[str, Any]]) -> str:
+    seeds = any("seed" in report for report in history)
     rows = [
-        (report["epoch"], split.replace("_", " "), source, _figure(full, "auroc"), _figure(bare, "auroc"))
+        (
+            *([report["seed"]] if seeds else []),
+            report["epoch"],
+            split.replace("_", " "),
+            source,
+            _figure(full, "auroc"),
+            _figure(bare, "auroc"),
+        )
         for report in history
         for split in ("held_out", "validation")
         for source, full in report[split].get("full", {}).items()
         if "auroc" in full and (bare := report[split]["response"][source])
     ]
-    return _table(("epoch", "split", "source", _MODES["full"], _MODES["response"]), rows)
+    header = (*(["seed"] if seeds else []), "epoch", "split", "source", _MODES["full"], _MODES["response"])
+    return _table(header, rows)

@@ -55,6 +55,8 @@ class DetectorTrainingConfig(BaseModel):
     warmup_ratio: float = Field(0.06, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
     seed: int = 13
+    seeds: tuple[int, ...] = ()
+    """Train once with each of these and keep the mean of the weights (see ``training.seeds``); empty: with ``seed``."""
     held_out: float = Field(0.05, ge=0, lt=1)
     """Share of the training questions kept for per-source metrics."""
     drop_question: float = Field(0.4, ge=0, le=1)

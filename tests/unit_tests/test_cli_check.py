@@ -283,7 +283,7 @@ def test_training_without_its_extra_says_so_in_one_line(capsys, monkeypatch, tmp
 
 def test_training_passes_every_option_on(monkeypatch, tmp_path, capsys):
     pytest.importorskip("torch")
-    from protector_guardrails.training import detector as training
+    from protector_guardrails.training import seeds as training
 
     calls = []
     monkeypatch.setattr(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 from sklearn.metrics import roc_auc_score  # noqa: E402
 from tiny_models import WORDS, write_tiny_base  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
@@ -25,6 +25,7 @@ from transformers import TrainerCallback  # noqa: E402
 
 from protector_guardrails.detectors.encoding import PairEncoder  # noqa: E402
 from protector_guardrails.training import detector as training  # noqa: E402
+from protector_guardrails.training import seeds  # noqa: E402
 from protector_guardrails.training.averaging import AveragedWeights  # noqa: E402
 from protector_guardrails.training.categories import CATEGORIES  # noqa: E402
 from protector_guardrails.training.data import LabelledExchange, read_exchanges  # noqa: E402
@@ -38,6 +39,7 @@ from protector_guardrails.training.detector import (  # noqa: E402
     train_detector,
 )
 from protector_guardrails.training.model import NO_CATEGORY, HarmClassifier  # noqa: E402
+from protector_guardrails.training.seeds import train_with_seeds  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +190,33 @@ def test_frozen_layers_stay_and_the_kept_weights_are_the_mean_of_the_last_ones(b
         if name.startswith("encoder."):
             assert torch.equal(tensor, last[name]), f"{name} was to stay"
     assert not torch.equal(kept["head.weight"], last["head.weight"])
+
+
+def test_several_seeds_give_the_mean_of_their_weights(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_for(tmp_path, epochs=1, seeds=(3, 4))
+    run = train_with_seeds(config, base=base)
+    single = [load_file(str(run / f"seed-{seed}" / "model.safetensors")) for seed in (3, 4)]
+    mean = load_file(str(run / "model.safetensors"))
+    assert not torch.equal(single[0]["head.weight"], single[1]["head.weight"])
+    assert all(torch.allclose(mean[name], (single[0][name] + single[1][name]) / 2) for name in mean)
+    assert [(report["seed"], report["epoch"]) for report in metrics(run)] == [(3, 1), (4, 1)]
+    assert DetectorTrainingConfig.model_validate_json((run / "config.json").read_text()) == config
+
+    trained: list[int] = []
+    monkeypatch.setattr(seeds, "train_detector", lambda config, **rest: trained.append(config.seed))
+    (run / "seed-4" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    with pytest.raises(FileNotFoundError):  # nothing was really trained in its place
+        train_with_seeds(config, base=base, resume=True)
+    assert trained == [4], "what is finished is left as it is"
+
+
+def test_weights_of_different_networks_are_not_averaged(tmp_path: Path) -> None:
+    for name, width in (("a", 2), ("b", 3)):
+        save_file({"head.weight": torch.zeros(width)}, str(tmp_path / name))
+    with pytest.raises(ValueError, match="different networks"):
+        seeds.average_weights([tmp_path / "a", tmp_path / "b"], tmp_path / "mean.safetensors")
 
 
 def test_the_running_mean_by_hand() -> None:

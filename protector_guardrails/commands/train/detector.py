@@ -128,11 +128,12 @@ def _lora(settings: dict[str, Any], where: str, resume: bool) -> Path:
 def _embedded(settings: dict[str, Any], where: str, resume: bool) -> Path:
     base = settings.pop("base", None)
     folder = options.minilm(Path(base) if base is not None else None)
-    from protector_guardrails.training.detector import DetectorTrainingConfig, train_detector
+    from protector_guardrails.training.detector import DetectorTrainingConfig
+    from protector_guardrails.training.seeds import train_with_seeds
     from protector_guardrails.training.settings import checked
 
     hint = f"{where} (the embedded recipe; others need --lora-rank)"
-    return train_detector(checked(settings, DetectorTrainingConfig, where=hint), base=folder, resume=resume)
+    return train_with_seeds(checked(settings, DetectorTrainingConfig, where=hint), base=folder, resume=resume)
 
 
 def _columns(text: str | None) -> dict[str, str] | None:
