@@ -64,10 +64,11 @@ Expected calibration error with 15 bins, fitted on one half of the questions and
 Questions are held out whole ({held_out:.0%} of them), so that no question is on both sides of the split. In each
 epoch a source gives at most {cap} rows per label and {answers_per_question} answers per question and label, and a
 label that is rare within its source is repeated up to {max_repeats} times. A later stage goes on from the weights
-of the one before. With insertions, that many harmless answers an epoch get a harmful and, once more, a harmless
-passage put into them; with gives in, that many harmful answers begin with a refusal. The loss is binary
-cross-entropy on the combined logit of a response, and where the category is known, cross-entropy on it beside
-that. Near-identical rows of a source were learnt from once{learnt_from}.
+of the one before; with several seeds it is trained once with each and the mean of the weights is kept; with a blend
+share, that share of the weights is an earlier stage's. With insertions, that many harmless answers an epoch get a
+harmful and, once more, a harmless passage put into them; with gives in, that many harmful answers begin with a
+refusal. The loss is binary cross-entropy on the combined logit of a response, and where the category is known,
+cross-entropy on it beside that. Near-identical rows of a source were learnt from once{learnt_from}.
 
 Train it again: `protector train detector DATA --validation FILE --output RUN`, then
 `protector train export RUN --validation FILE --output FOLDER`.
@@ -145,8 +146,12 @@ def detector_card(
 
 
 def _recipe(stages: Sequence[DetectorTrainingConfig]) -> str:
-    hidden = {"train", "validation", "output", "initial", "limit", "threads", "save_steps", "bf16"}
+    hidden = {"train", "validation", "output", "initial", "blend", "limit", "threads", "save_steps", "bf16"}
+    outputs = [stage.output for stage in stages]
     dumps = [stage.model_dump(exclude=hidden) for stage in stages]
+    for stage, dump in zip(stages, dumps, strict=True):
+        if stage.blend is not None and stage.blend.parent in outputs:
+            dump["blend_share"] = f"{stage.blend_share} of stage {outputs.index(stage.blend.parent) + 1}"
     header = ["setting", *(["value"] if len(stages) == 1 else [f"stage {n}" for n in range(1, len(stages) + 1)])]
     return _table(header, [[name.replace("_", " "), *(_plain(dump[name]) for dump in dumps)] for name in dumps[0]])
 

@@ -85,6 +85,10 @@ class DetectorTrainingConfig(BaseModel):
     """Lower layers, and with them the embeddings, that stay as they are."""
     average: float = Field(0.0, ge=0, lt=1)
     """Decay of the running mean of the weights that is kept in the end; 0: the last weights."""
+    blend: Path | None = None
+    """Weights of an earlier run that take a share of those that are kept (WiSE-FT, arXiv 2109.01903)."""
+    blend_share: float = Field(0.0, ge=0, lt=1)
+    """That share."""
     category_weight: float = Field(0.2, ge=0)
     """Weight of the categories in the loss."""
     answers_per_question: int = 8

@@ -1,4 +1,7 @@
-"""Runs of one recipe that differ in their seed, and the mean of their weights (model soups, arXiv 2203.05482)."""
+"""Means of weights: of runs that differ in their seed, and with the weights of an earlier run.
+
+Sources: model soups (arXiv 2203.05482) and WiSE-FT (arXiv 2109.01903).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ def train_with_seeds(config: DetectorTrainingConfig, *, base: Path, resume: bool
 
     Runs that go on from the same weights end near each other, and their mean is at least as good
     as most of them. The single runs lie in ``seed-N`` within ``config.output``; each holds out
-    questions of its own, so metrics are those of the single runs.
+    questions of its own, so metrics are those of the single runs. In the end, ``config.blend`` gets
+    its share.
 
     Args:
         config: The recipe.
@@ -31,10 +35,20 @@ def train_with_seeds(config: DetectorTrainingConfig, *, base: Path, resume: bool
     Raises:
         ValueError: If the training file has one class only, or is malformed.
     """
-    if not config.seeds:
-        return train_detector(config, base=base, resume=resume)
+    if config.seeds:
+        _train_each(config, base=base, resume=resume)
+    else:
+        train_detector(config, base=base, resume=resume)
+    if config.blend is not None:
+        kept = config.output / "model.safetensors"
+        average_weights([kept, config.blend], kept, shares=[1 - config.blend_share, config.blend_share])
+    return config.output
+
+
+def _train_each(config: DetectorTrainingConfig, *, base: Path, resume: bool) -> None:
+    alone = {"seeds": (), "blend": None, "blend_share": 0.0}
     runs = [
-        config.model_copy(update={"seed": seed, "seeds": (), "output": config.output / f"seed-{seed}"})
+        config.model_copy(update={**alone, "seed": seed, "output": config.output / f"seed-{seed}"})
         for seed in config.seeds
     ]
     for run in runs:
@@ -49,11 +63,15 @@ def train_with_seeds(config: DetectorTrainingConfig, *, base: Path, resume: bool
     (config.output / "config.json").write_text(config.model_dump_json(indent=2))
     shutil.copy(runs[0].output / "tokenizer.json", config.output)
     average_weights([run.output / "model.safetensors" for run in runs], config.output / "model.safetensors")
-    return config.output
 
 
-def average_weights(files: Sequence[Path], target: Path) -> None:
+def average_weights(files: Sequence[Path], target: Path, *, shares: Sequence[float] | None = None) -> None:
     """Write the mean of the weights of several runs of one network, whole or not at all.
+
+    Args:
+        files: The weights, safetensors.
+        target: Where to; may be one of ``files``.
+        shares: What each counts, together 1; None: all the same.
 
     Raises:
         ValueError: If they are not of one network.
@@ -62,7 +80,8 @@ def average_weights(files: Sequence[Path], target: Path) -> None:
     shapes = [{name: tensor.shape for name, tensor in weights.items()} for weights in all_weights]
     if any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"weights of different networks cannot be averaged: {', '.join(map(str, files))}")
-    mean = {name: torch.stack([weights[name] for weights in all_weights]).mean(dim=0) for name in all_weights[0]}
+    parts = list(zip(all_weights, shares or [1 / len(files)] * len(files), strict=True))
+    mean = {name: torch.stack([weights[name] * share for weights, share in parts]).sum(dim=0) for name in shapes[0]}
     partial = target.with_suffix(".partial")
     save_file(mean, str(partial))
     partial.replace(target)

@@ -212,6 +212,25 @@ def test_several_seeds_give_the_mean_of_their_weights(
     assert trained == [4], "what is finished is left as it is"
 
 
+def test_an_earlier_run_takes_its_share_of_the_weights(base: Path, tmp_path: Path) -> None:
+    first = train_detector(config_for(tmp_path, epochs=1, output=tmp_path / "first"), base=base)
+    plain = train_with_seeds(config_for(tmp_path, epochs=1, seed=5, output=tmp_path / "plain"), base=base)
+    blended = train_with_seeds(
+        config_for(
+            tmp_path,
+            epochs=1,
+            seed=5,
+            output=tmp_path / "blended",
+            blend=first / "model.safetensors",
+            blend_share=0.25,
+        ),
+        base=base,
+    )
+    before, after, mixed = (load_file(str(run / "model.safetensors")) for run in (first, plain, blended))
+    assert not torch.allclose(before["head.weight"], after["head.weight"])
+    assert all(torch.allclose(mixed[name], 0.25 * before[name] + 0.75 * after[name], atol=1e-6) for name in mixed)
+
+
 def test_weights_of_different_networks_are_not_averaged(tmp_path: Path) -> None:
     for name, width in (("a", 2), ("b", 3)):
         save_file({"head.weight": torch.zeros(width)}, str(tmp_path / name))
