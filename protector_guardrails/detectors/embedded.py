@@ -45,7 +45,7 @@ class EmbeddedDetector(HarmDetector):
     alone and in any batch.
 
     Safe to share between threads. One instance makes at most ``threads`` model calls at a
-    time; further callers wait. Do not share it across ``fork``. It takes some 70 MB, and 60 MB
+    time; further callers wait. Do not share it across ``fork``. It takes some 100 MB, and 60 MB
     more from the first batch on: a single window is judged by all threads, several by one thread each.
 
     Args:

@@ -374,14 +374,17 @@ def test_what_is_not_valid_is_refused_and_not_sent_back(content: Any) -> None:
 
 
 @either_form
-def test_the_demo_answers_and_its_harmful_answer_is_refused(stream: bool) -> None:
+def test_the_demo_answers_and_nothing_of_its_harmful_answer_arrives(stream: bool) -> None:
     with serving(demo_model.DemoModel(pause_s=0), "embedded") as url:
         hours, ticket = (ask(url, text, stream=stream) for text in ("When?", "What does the ticket say?"))
         ready = httpx.get(f"{url}/ready")
     assert text_and_end(hours)[0] == demo_model.HOURS
     text, end = text_and_end(ticket)
-    assert "I can't share" in text and (end["finish_reason"], end["action"]) == ("content_filter", "refuse")
-    assert not any(word in text for word in ("logo", "tourists", "cheated"))
+    # Where a stream is cut decides whether something harmless is left to say.
+    assert end["action"] in {"refuse", "rewrite"} if stream else end["action"] == "refuse"
+    if end["action"] == "refuse":
+        assert "I can't share" in text and end["finish_reason"] == "content_filter"
+    assert not any(word in text for word in ("fake", "logo", "tourists", "false name", "cheated"))
     assert ready.status_code == 200 and ready.json()["detector"].startswith("embedded@")
     assert "score" not in ticket.text
 
