@@ -1,7 +1,8 @@
-"""The mean of a run's weights over its last steps, which is steadier than the last weights."""
+"""Means of weights: of a run over its last steps, which is steadier than the last weights, and of several runs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,28 @@ class AveragedWeights(TrainerCallback):
             for name, parameter in model.named_parameters():
                 if name in self.mean:
                     parameter.copy_(self.mean[name])
+
+
+def average_weights(files: Sequence[Path], target: Path, *, shares: Sequence[float] | None = None) -> None:
+    """Write the mean of the weights of several runs of one network, whole or not at all.
+
+    Args:
+        files: The weights, safetensors.
+        target: Where to; may be one of ``files``.
+        shares: What each counts, together 1; None: all the same.
+
+    Raises:
+        ValueError: If they are not of one network.
+    """
+    all_weights = [load_file(str(file)) for file in files]
+    shapes = [{name: tensor.shape for name, tensor in weights.items()} for weights in all_weights]
+    if any(shape != shapes[0] for shape in shapes):
+        raise ValueError(f"weights of different networks cannot be averaged: {', '.join(map(str, files))}")
+    parts = list(zip(all_weights, shares or [1 / len(files)] * len(files), strict=True))
+    mean = {name: torch.stack([weights[name] * share for weights, share in parts]).sum(dim=0) for name in shapes[0]}
+    partial = target.with_suffix(".partial")
+    save_file(mean, str(partial))
+    partial.replace(target)
 
 
 def _checkpoint(args: Any, state: Any) -> Path:

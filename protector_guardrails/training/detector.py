@@ -15,11 +15,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from tokenizers import Tokenizer
@@ -28,7 +28,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from protector_guardrails.detectors.encoding import PairEncoder, Window, pad_windows
 from protector_guardrails.training.augmentation import inserted_passages, refusals_that_give_in, roughened
-from protector_guardrails.training.averaging import AveragedWeights
+from protector_guardrails.training.averaging import AveragedWeights, average_weights
 from protector_guardrails.training.categories import CATEGORIES, hazard
 from protector_guardrails.training.cleaning import without_duplicates
 from protector_guardrails.training.data import LabelledExchange, balanced_epoch, read_exchanges, split_by_question
@@ -100,6 +100,12 @@ class DetectorTrainingConfig(BaseModel):
     """bfloat16 autocast; None: where the hardware is faster with it."""
     threads: int | None = None
     """CPU threads; None: PyTorch's own choice."""
+
+    @model_validator(mode="after")
+    def _blend_whole(self) -> Self:
+        if (self.blend is None) != (self.blend_share == 0):
+            raise ValueError("blend and blend_share go together: weights of an earlier run, and their share")
+        return self
 
     @field_validator("train", mode="before")
     @classmethod
@@ -327,8 +333,10 @@ def train_detector(config: DetectorTrainingConfig, *, base: Path, resume: bool =
             checkpoints and metrics of an earlier run there are deleted.
 
     Raises:
-        ValueError: If the training file has one class only, or is malformed.
+        ValueError: If the training file has one class only, or is malformed, or the recipe has several seeds.
     """
+    if config.seeds:
+        raise ValueError("this recipe is trained with several seeds: call training.seeds.train_with_seeds")
     if config.threads:
         torch.set_num_threads(config.threads)
     bf16 = prefers_bf16() if config.bf16 is None else config.bf16
@@ -402,7 +410,15 @@ def train_detector(config: DetectorTrainingConfig, *, base: Path, resume: bool =
         save_weights(model, config.output / "last.safetensors")
         averaged.apply(model)
     save_weights(model, config.output / "model.safetensors")
+    blend(config)
     return config.output
+
+
+def blend(config: DetectorTrainingConfig) -> None:
+    """Give the earlier run that ``config`` names its share of a finished run's weights."""
+    if config.blend is not None:
+        kept = config.output / "model.safetensors"
+        average_weights([kept, config.blend], kept, shares=[1 - config.blend_share, config.blend_share])
 
 
 def training_rows(config: DetectorTrainingConfig) -> list[LabelledExchange]:

@@ -1,19 +1,13 @@
-"""Means of weights: of runs that differ in their seed, and with the weights of an earlier run.
-
-Sources: model soups (arXiv 2203.05482) and WiSE-FT (arXiv 2109.01903).
-"""
+"""Runs of one recipe that differ in their seed, and the mean of their weights (model soups, arXiv 2203.05482)."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
-
-from protector_guardrails.training.detector import DetectorTrainingConfig, train_detector
+from protector_guardrails.training.averaging import average_weights
+from protector_guardrails.training.detector import DetectorTrainingConfig, blend, train_detector
 
 
 def train_with_seeds(config: DetectorTrainingConfig, *, base: Path, resume: bool = False) -> Path:
@@ -35,17 +29,8 @@ def train_with_seeds(config: DetectorTrainingConfig, *, base: Path, resume: bool
     Raises:
         ValueError: If the training file has one class only, or is malformed.
     """
-    if config.seeds:
-        _train_each(config, base=base, resume=resume)
-    else:
-        train_detector(config, base=base, resume=resume)
-    if config.blend is not None:
-        kept = config.output / "model.safetensors"
-        average_weights([kept, config.blend], kept, shares=[1 - config.blend_share, config.blend_share])
-    return config.output
-
-
-def _train_each(config: DetectorTrainingConfig, *, base: Path, resume: bool) -> None:
+    if not config.seeds:
+        return train_detector(config, base=base, resume=resume)
     alone = {"seeds": (), "blend": None, "blend_share": 0.0}
     runs = [
         config.model_copy(update={**alone, "seed": seed, "output": config.output / f"seed-{seed}"})
@@ -63,28 +48,8 @@ def _train_each(config: DetectorTrainingConfig, *, base: Path, resume: bool) -> 
     (config.output / "config.json").write_text(config.model_dump_json(indent=2))
     shutil.copy(runs[0].output / "tokenizer.json", config.output)
     average_weights([run.output / "model.safetensors" for run in runs], config.output / "model.safetensors")
-
-
-def average_weights(files: Sequence[Path], target: Path, *, shares: Sequence[float] | None = None) -> None:
-    """Write the mean of the weights of several runs of one network, whole or not at all.
-
-    Args:
-        files: The weights, safetensors.
-        target: Where to; may be one of ``files``.
-        shares: What each counts, together 1; None: all the same.
-
-    Raises:
-        ValueError: If they are not of one network.
-    """
-    all_weights = [load_file(str(file)) for file in files]
-    shapes = [{name: tensor.shape for name, tensor in weights.items()} for weights in all_weights]
-    if any(shape != shapes[0] for shape in shapes):
-        raise ValueError(f"weights of different networks cannot be averaged: {', '.join(map(str, files))}")
-    parts = list(zip(all_weights, shares or [1 / len(files)] * len(files), strict=True))
-    mean = {name: torch.stack([weights[name] * share for weights, share in parts]).sum(dim=0) for name in shapes[0]}
-    partial = target.with_suffix(".partial")
-    save_file(mean, str(partial))
-    partial.replace(target)
+    blend(config)
+    return config.output
 
 
 def _finished(run: DetectorTrainingConfig) -> bool:

@@ -26,7 +26,7 @@ from transformers import TrainerCallback  # noqa: E402
 from protector_guardrails.detectors.encoding import PairEncoder  # noqa: E402
 from protector_guardrails.training import detector as training  # noqa: E402
 from protector_guardrails.training import seeds  # noqa: E402
-from protector_guardrails.training.averaging import AveragedWeights  # noqa: E402
+from protector_guardrails.training.averaging import AveragedWeights, average_weights  # noqa: E402
 from protector_guardrails.training.categories import CATEGORIES  # noqa: E402
 from protector_guardrails.training.data import LabelledExchange, read_exchanges  # noqa: E402
 from protector_guardrails.training.detector import (  # noqa: E402
@@ -197,6 +197,8 @@ def test_several_seeds_give_the_mean_of_their_weights(
 ) -> None:
     config = config_for(tmp_path, epochs=1, seeds=(3, 4))
     run = train_with_seeds(config, base=base)
+    with pytest.raises(ValueError, match="train_with_seeds"):
+        train_detector(config, base=base)
     single = [load_file(str(run / f"seed-{seed}" / "model.safetensors")) for seed in (3, 4)]
     mean = load_file(str(run / "model.safetensors"))
     assert not torch.equal(single[0]["head.weight"], single[1]["head.weight"])
@@ -226,6 +228,8 @@ def test_an_earlier_run_takes_its_share_of_the_weights(base: Path, tmp_path: Pat
         ),
         base=base,
     )
+    with pytest.raises(ValueError, match="go together"):
+        config_for(tmp_path, blend=first / "model.safetensors")
     before, after, mixed = (load_file(str(run / "model.safetensors")) for run in (first, plain, blended))
     assert not torch.allclose(before["head.weight"], after["head.weight"])
     assert all(torch.allclose(mixed[name], 0.25 * before[name] + 0.75 * after[name], atol=1e-6) for name in mixed)
@@ -235,7 +239,7 @@ def test_weights_of_different_networks_are_not_averaged(tmp_path: Path) -> None:
     for name, width in (("a", 2), ("b", 3)):
         save_file({"head.weight": torch.zeros(width)}, str(tmp_path / name))
     with pytest.raises(ValueError, match="different networks"):
-        seeds.average_weights([tmp_path / "a", tmp_path / "b"], tmp_path / "mean.safetensors")
+        average_weights([tmp_path / "a", tmp_path / "b"], tmp_path / "mean.safetensors")
 
 
 def test_the_running_mean_by_hand() -> None:

@@ -15,7 +15,7 @@ import typer
 from protector_guardrails.errors import ConfigurationError, MissingExtraError
 
 _UNUSABLE = (ValueError, EOFError, zlib.error)  # malformed rows or options, damaged gzip files
-_NEEDED = ("torch", "transformers", "safetensors", "accelerate", "peft", "yaml", "sklearn", "onnx", "onnxscript")
+_NEEDED = ("torch", "transformers", "safetensors", "accelerate", "peft", "yaml", "sklearn", "onnx")
 
 Config = Annotated[
     Path | None,
