@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 pytest.importorskip("torch")
-pytest.importorskip("onnxscript")
+onnx = pytest.importorskip("onnx")
 
 import torch
 from sklearn.metrics import roc_auc_score
