@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 
+import onnx
 import torch
 from sklearn.metrics import roc_auc_score
 from tiny_models import WORDS, write_tiny_base
