@@ -202,7 +202,7 @@ def test_an_interrupted_run_goes_on(store):
 
 
 SCRIPT = """
-import asyncio, sys
+import asyncio, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from asking_fakes import FakeMllm, text_cases
@@ -213,6 +213,7 @@ class Slow(FakeMllm):
         await asyncio.sleep(0.01)
         return await super().answer(case)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it, and so its children
 answer_all(text_cases(100_000), Slow(), store=Path(sys.argv[2]))
 """
 
