@@ -18,7 +18,7 @@ ThresholdName = Annotated[str, StringConstraints(strip_whitespace=True, min_leng
 """What a detector calls one of its thresholds, such as ``"fpr-1%"``."""
 
 REFUSAL = (
-    "I can't share the answer I had: it could help someone cause {harm}. "
+    "I can't share the answer I had: it may involve {harm}. "
     "I'm glad to help with a safe side of this, such as how to prevent it, where to find support, or what the law says."
 )
 """The default refusal; ``{harm}`` becomes the kind of harm, or "harm" where it is not known."""

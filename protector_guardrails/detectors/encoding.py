@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,8 @@ def printable(text: str) -> str:
 _Offsets = Sequence[tuple[int, int]] | NDArray[np.int64]
 _Tokens = tuple[list[int], _Offsets]
 _SPECIAL_TOKENS = 3  # [CLS] question [SEP] piece [SEP]
+_FEW_TEXTS = 8
+"""So many are tokenised one by one: waking the tokenizer's threads for them takes longer, on busy cores by far."""
 
 
 class PairEncoder:
@@ -152,9 +154,7 @@ class PairEncoder:
     def _tokenise(self, texts: Sequence[str]) -> list[_Tokens]:
         """Ids and character offsets of each text; long ones in segments, to bound the memory."""
         segmented = [_segments(text) for text in texts]
-        short = iter(
-            self.tokenizer.encode_batch([parts[0] for parts in segmented if len(parts) == 1], add_special_tokens=False)
-        )
+        short = iter(self._encoded([parts[0] for parts in segmented if len(parts) == 1]))
         result: list[_Tokens] = []
         for parts in segmented:
             if len(parts) == 1:
@@ -171,6 +171,11 @@ class PairEncoder:
                 begin += len(part)
             result.append((ids, np.concatenate(offsets)))
         return result
+
+    def _encoded(self, texts: Sequence[str]) -> Sequence[Encoding]:
+        if len(texts) > _FEW_TEXTS:
+            return self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
     def _shorten(self, ids: list[int]) -> list[int]:
         if len(ids) <= self.question_tokens:

@@ -26,7 +26,7 @@ TOOL_REFUSAL = "The result of this tool was withheld: it was judged harmful, or 
 """What the model reads in place of a harmful result."""
 
 INPUT_REFUSAL = (
-    "I can't help with this request as it stands: it could help someone cause {harm}. "
+    "I can't help with this request as it stands: it may involve {harm}. "
     "I'm glad to help with a safe side of it, such as how to prevent it, where to find support, or what the law says."
 )
 """The refusal of a request, where the policy has the default refusal, which speaks of an answer."""

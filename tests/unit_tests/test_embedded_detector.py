@@ -11,6 +11,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -214,6 +215,24 @@ def test_damaged_weights_are_refused_in_one_sentence(tmp_path: Path, damage: str
         (folder / MANIFEST).write_text('{"name": "x"}')
     with pytest.raises(WeightsError, match=r"model\.onnx|detector\.json"):
         EmbeddedDetector(folder)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_in_one_of_many_windows_reaches_the_caller(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = EmbeddedDetector(threads=threads)
+    whole, calls = detector._output, 0
+
+    def fails_once(*given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise IndexError("a broken network")
+        return whole(*given)
+
+    monkeypatch.setattr(detector, "_output", fails_once)
+    with pytest.raises(IndexError, match="a broken network"):
+        detector.detect([Exchange(response=answer) for answer in ANSWERS])
+    assert len(detector.detect([Exchange(response=answer) for answer in ANSWERS])) == len(ANSWERS)
 
 
 def test_threads_must_be_positive() -> None:

@@ -36,6 +36,11 @@ def encoder(*, max_tokens: int = 12, question_tokens: int = 4, overlap: int = 2)
     return PairEncoder(tokenizer(), max_tokens=max_tokens, question_tokens=question_tokens, overlap=overlap)
 
 
+def test_many_texts_at_once_are_encoded_as_each_alone() -> None:
+    pairs = [("ab" * (n % 3), ["abc [SEP] " * n, "g" * n]) for n in range(12)]
+    assert encoder().encode(pairs) == [encoder().encode([pair])[0] for pair in pairs]
+
+
 # Cutting -------------------------------------------------------------------------------
 
 
