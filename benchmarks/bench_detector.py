@@ -44,6 +44,7 @@ SENTENCES = (
 )
 BY_PROCESSOR_TIME = "--processor-time" in sys.argv
 THREADS = 1 if BY_PROCESSOR_TIME else min(4, os.cpu_count() or 1)
+PAUSE_S = 0.05
 CLOCK = time.process_time if BY_PROCESSOR_TIME else time.perf_counter
 
 
@@ -53,12 +54,16 @@ def answer(index: int, *, sentences: int) -> str:
 
 
 def interleaved(*functions: Callable[[], object], rounds: int) -> list[float]:
-    """Median milliseconds of each function, run in turn."""
+    """Median milliseconds of each function, run in turn.
+
+    PyTorch's threads go on spinning after a call and would slow down whoever comes next, hence the pauses.
+    """
     times: list[list[float]] = [[] for _ in functions]
     for function in functions:
         function()
     for _ in range(rounds):
         for function, kept in zip(functions, times, strict=True):
+            time.sleep(PAUSE_S)
             started = CLOCK()
             function()
             kept.append((CLOCK() - started) * 1000)

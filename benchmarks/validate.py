@@ -30,7 +30,7 @@ RUNS = Path("runs/validation")
 PREFERENCES = RUNS / "preference_answers.jsonl"
 CONTRAST = [
     f"protector_guardrails/training/contrast/{name}.jsonl.gz"
-    for name in ("held_apart", "second_held_apart", "third_held_apart")
+    for name in ("held_apart", "second_held_apart", "third_held_apart", "fifth_held_apart")
 ]
 WITH_PAGE = ("detector", "defence")
 """Parts that are worth a page beside the Markdown; the others have the same form and fewer figures."""

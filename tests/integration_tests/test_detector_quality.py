@@ -22,7 +22,7 @@ from protector_guardrails.training.data import LabelledExchange, read_exchanges
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 CONTRAST = Path(data.__file__).parent / "contrast"
-APART = ("held_apart.jsonl.gz", "second_held_apart.jsonl.gz", "third_held_apart.jsonl.gz")
+APART = tuple(f"{part}held_apart.jsonl.gz" for part in ("", "second_", "third_", "fifth_"))
 
 pytestmark = [
     pytest.mark.shared,
