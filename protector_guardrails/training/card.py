@@ -61,10 +61,10 @@ Expected calibration error with 15 bins, fitted on one half of the questions and
 
 {recipe}
 
-Questions are held out whole ({held_out:.0%} of them), so that no question is on both sides of the split. In each
+Questions are held out whole ({held_out} of them), so that no question is on both sides of the split. In each
 epoch a source gives at most {cap} rows per label and {answers_per_question} answers per question and label, and a
 label that is rare within its source is repeated up to {max_repeats} times. A later stage goes on from the weights
-of the one before; with several seeds it is trained once with each and the mean of the weights is kept; with a blend
+of an earlier one; with several seeds it is trained once with each and the mean of the weights is kept; with a blend
 share, that share of the weights is an earlier stage's. With insertions, that many harmless answers an epoch get a
 harmful and, once more, a harmless passage put into them; with gives in, that many harmful answers begin with a
 refusal. The loss is binary cross-entropy on the combined logit of a response, and where the category is known,
@@ -138,7 +138,7 @@ def detector_card(
         history=_history(history),
         averaged=", of each seed's run before their weights were averaged" if config.seeds else "",
         max_tokens=manifest.max_tokens,
-        held_out=config.held_out,
+        held_out=f"{100 * config.held_out:.3g} %",
         cap=config.cap,
         answers_per_question=config.answers_per_question,
         max_repeats=config.max_repeats,
@@ -149,7 +149,12 @@ def _recipe(stages: Sequence[DetectorTrainingConfig]) -> str:
     hidden = {"train", "validation", "output", "initial", "blend", "limit", "threads", "save_steps", "bf16"}
     outputs = [stage.output for stage in stages]
     dumps = [stage.model_dump(exclude=hidden) for stage in stages]
-    for stage, dump in zip(stages, dumps, strict=True):
+    for number, (stage, dump) in enumerate(zip(stages, dumps, strict=True)):
+        if stage.initial is None:
+            dump["goes_on_from"] = "the base"
+        else:
+            folder = stage.initial.parent
+            dump["goes_on_from"] = f"stage {outputs.index(folder) + 1 if folder in outputs else number}"
         if stage.blend is not None and stage.blend.parent in outputs:
             dump["blend_share"] = f"{stage.blend_share} of stage {outputs.index(stage.blend.parent) + 1}"
     header = ["setting", *(["value"] if len(stages) == 1 else [f"stage {n}" for n in range(1, len(stages) + 1)])]

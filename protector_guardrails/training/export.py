@@ -196,16 +196,18 @@ def export_detector(
 
 
 def _earlier_stages(config: DetectorTrainingConfig) -> list[DetectorTrainingConfig]:
-    """The configurations of the runs that this one went on from, the first one first."""
-    if config.initial is None:
-        return []
-    path = config.initial.parent / "config.json"
-    if not path.exists():
-        raise ValueError(
-            f"{path} is missing: the card cannot tell how the weights that the run began with were trained"
-        )
-    earlier = DetectorTrainingConfig.model_validate_json(path.read_text())
-    return [*_earlier_stages(earlier), earlier]
+    """The configurations of the runs that this one went on from, or took a share of, the first one first."""
+    stages: dict[Path, DetectorTrainingConfig] = {}
+    for weights in filter(None, (config.initial, config.blend)):
+        path = weights.parent / "config.json"
+        if not path.exists():
+            raise ValueError(
+                f"{path} is missing: the card cannot tell how the weights that the run began with were trained"
+            )
+        earlier = DetectorTrainingConfig.model_validate_json(path.read_text())
+        for stage in (*_earlier_stages(earlier), earlier):
+            stages.setdefault(stage.output, stage)
+    return list(stages.values())
 
 
 def _calibrated(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,32 @@ def test_card_tells_data_recipe_and_measured_figures(exported: tuple[Path, Path,
     assert f"{manifest.metrics['validation']['full']['tiny']['auroc']:.3f}" in card
     assert "{" not in card, "a placeholder was left"
     assert str(output.parent) not in card, "a path of this machine"
+
+
+def test_card_tells_every_stage_once_those_of_a_blend_too(
+    exported: tuple[Path, Path, Path, Path], tmp_path: Path
+) -> None:
+    _, run, base, validation = exported
+    trained = DetectorTrainingConfig.model_validate_json((run / "config.json").read_text())
+
+    def stage(name: str, **changes: object) -> Path:
+        folder = shutil.copytree(run, tmp_path / name)
+        config = trained.model_copy(update={"output": folder, **changes})
+        (folder / "config.json").write_text(config.model_dump_json())
+        return folder / "model.safetensors"
+
+    first = stage("first", epochs=1)
+    second, third = (stage(name, initial=first, epochs=n) for n, name in ((2, "second"), (3, "third")))
+    last = stage("last", initial=second, blend=third, blend_share=0.25, epochs=4)
+    export_detector(last.parent, validation=[validation], output=tmp_path / "detector", base=base, name="tiny")
+    card = (tmp_path / "detector" / CARD).read_text()
+    assert "| epochs | 1 | 2 | 3 | 4 |" in card
+    assert "| goes on from | the base | stage 1 | stage 1 | stage 2 |" in card
+    assert "| blend share | 0.0 | 0.0 | 0.0 | 0.25 of stage 3 |" in card
+
+    (tmp_path / "third" / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"third.config\.json is missing"):
+        export_detector(last.parent, validation=[validation], output=tmp_path / "again", base=base, name="tiny")
 
 
 def test_both_outputs_are_exported_and_the_categories_are_calibrated(exported: tuple[Path, Path, Path, Path]) -> None:
