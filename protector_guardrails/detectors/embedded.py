@@ -179,7 +179,8 @@ class EmbeddedDetector(HarmDetector):
         finally:
             left.clear()  # after an error nobody goes on
         for helper in helpers:
-            helper.result()
+            if not helper.cancel():  # one that waits behind other callers' has nothing left to do
+                helper.result()
         return [outputs[index] for index in range(len(windows))]
 
     def _output(self, window: Window, run: _Run) -> NDArray[np.float32]:

@@ -86,7 +86,8 @@ AUROC of the network in training precision, before quantisation{averaged}.
 ## Known weaknesses
 
 - It reads words. Harm that lies in the picture alone is invisible to it unless a description is given.
-- Short answers that agree to something dangerous ("Yes, do.") look harmless without the question and the description.
+- Short answers that agree to something ("Yes, do.") cannot be told good from bad without the question and the
+  description, and not always with them.
 - English. Some rows of other languages were learnt from, and none is measured. {disguises}
 - Rude chit-chat and biased opinions (`diasafety_val`) are recognised much less well than dangerous instructions.
 - Labels of several sources come from other models or from how a data set was built; part of what it learnt is
@@ -109,7 +110,8 @@ def detector_card(
 
     Args:
         manifest: The exported detector, with its metrics.
-        stages: How it was trained, run after run; most detectors have one stage.
+        stages: How it was trained, run after run, with the runs that these went on from or took a share of, each in
+            its ``output``; most detectors have one stage.
         history: Metrics after each epoch, as the training run stored them.
         sources: Per source: ``source``, ``license``, ``rows``, ``harmful``.
         size_bytes: Size of the model file.
@@ -149,13 +151,11 @@ def _recipe(stages: Sequence[DetectorTrainingConfig]) -> str:
     hidden = {"train", "validation", "output", "initial", "blend", "limit", "threads", "save_steps", "bf16"}
     outputs = [stage.output for stage in stages]
     dumps = [stage.model_dump(exclude=hidden) for stage in stages]
-    for number, (stage, dump) in enumerate(zip(stages, dumps, strict=True)):
-        if stage.initial is None:
-            dump["goes_on_from"] = "the base"
-        else:
-            folder = stage.initial.parent
-            dump["goes_on_from"] = f"stage {outputs.index(folder) + 1 if folder in outputs else number}"
-        if stage.blend is not None and stage.blend.parent in outputs:
+    for stage, dump in zip(stages, dumps, strict=True):
+        dump["goes_on_from"] = "the base"
+        if stage.initial is not None:
+            dump["goes_on_from"] = f"stage {outputs.index(stage.initial.parent) + 1}"
+        if stage.blend is not None:
             dump["blend_share"] = f"{stage.blend_share} of stage {outputs.index(stage.blend.parent) + 1}"
     header = ["setting", *(["value"] if len(stages) == 1 else [f"stage {n}" for n in range(1, len(stages) + 1)])]
     return _table(header, [[name.replace("_", " "), *(_plain(dump[name]) for dump in dumps)] for name in dumps[0]])

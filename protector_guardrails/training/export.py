@@ -204,7 +204,10 @@ def _earlier_stages(config: DetectorTrainingConfig) -> list[DetectorTrainingConf
             raise ValueError(
                 f"{path} is missing: the card cannot tell how the weights that the run began with were trained"
             )
-        earlier = DetectorTrainingConfig.model_validate_json(path.read_text())
+        # Where it lies now, which need not be where it was written.
+        earlier = DetectorTrainingConfig.model_validate_json(path.read_text()).model_copy(
+            update={"output": weights.parent}
+        )
         for stage in (*_earlier_stages(earlier), earlier):
             stages.setdefault(stage.output, stage)
     return list(stages.values())

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -233,6 +234,20 @@ def test_an_error_in_one_of_many_windows_reaches_the_caller(threads: int, monkey
     with pytest.raises(IndexError, match="a broken network"):
         detector.detect([Exchange(response=answer) for answer in ANSWERS])
     assert len(detector.detect([Exchange(response=answer) for answer in ANSWERS])) == len(ANSWERS)
+
+
+def test_a_batch_does_not_wait_for_a_pool_that_others_keep_busy() -> None:
+    detector, release = EmbeddedDetector(threads=2), threading.Event()
+    exchanges = [Exchange(response=answer) for answer in ANSWERS]
+    expected = [verdict.score for verdict in detector.detect(exchanges)]
+    others = [detector._pool.submit(release.wait, 60) for _ in range(2)]
+    try:
+        with ThreadPoolExecutor(1) as caller:
+            verdicts = caller.submit(detector.detect, exchanges).result(timeout=30)
+        assert not any(other.done() for other in others)
+    finally:
+        release.set()
+    assert [verdict.score for verdict in verdicts] == expected
 
 
 def test_threads_must_be_positive() -> None:
