@@ -19,7 +19,7 @@ from protector_guardrails.detectors.attribution import Span, candidates
 from protector_guardrails.detectors.base import HarmDetector
 from protector_guardrails.detectors.encoding import PairEncoder, Window, pad_windows, pool_logits, pool_weights
 from protector_guardrails.detectors.normalising import Reading, normalise
-from protector_guardrails.errors import ConfigurationError, WeightsError
+from protector_guardrails.errors import ConfigurationError, DetectorError, WeightsError
 from protector_guardrails.models import EMBEDDED_DETECTOR, DetectorManifest, load_manifest
 from protector_guardrails.types import Exchange, Verdict
 
@@ -45,7 +45,8 @@ class EmbeddedDetector(HarmDetector):
     alone and in any batch.
 
     Safe to share between threads. One instance makes at most ``threads`` model calls at a
-    time; further callers wait. Do not share it across ``fork``. It takes some 100 MB, and 60 MB
+    time; further callers wait. A process that was forked after it was loaded gets a
+    :class:`~protector_guardrails.errors.DetectorError` in place of verdicts. It takes some 100 MB, and 60 MB
     more from the first batch on: a single window is judged by all threads, several by one thread each.
 
     Args:
@@ -84,6 +85,7 @@ class EmbeddedDetector(HarmDetector):
         self._run_alone = _network(self.folder, self.manifest, threads=used)
         self._run_beside_others: _Run | None = None if used > 1 else self._run_alone
         self._loading = threading.Lock()
+        self._process = os.getpid()
         self._pool = ThreadPoolExecutor(used, thread_name_prefix="embedded-detector")
         self._calls = threading.BoundedSemaphore(used)
 
@@ -142,7 +144,12 @@ class EmbeddedDetector(HarmDetector):
 
         The first column is the uncalibrated logit of harm, the others are the logits of the
         manifest's categories. Windows with the same tokens are judged once.
+
+        Raises:
+            DetectorError: If this process was forked after the detector was loaded: its threads stayed behind.
         """
+        if os.getpid() != self._process:
+            raise DetectorError("the detector was loaded before this process was forked: load it in each worker")
         different = {(window.ids, window.question_length): window for window in windows}
         waiting = list(different.values())
         outputs: list[NDArray[np.float32]] = []

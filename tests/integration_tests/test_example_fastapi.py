@@ -451,7 +451,7 @@ def test_a_detector_that_was_loaded_before_a_fork_is_not_ready() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(EXAMPLES), str(ROOT)])}
     said = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True, timeout=60).splitlines()
     assert said[0].startswith("parent {'detector': 'embedded@") and said[0].endswith("'problem': None}")
-    assert said[1].startswith("child {'detector': None") and "GuardTimeoutError" in said[1]
+    assert said[1].startswith("child {'detector': None") and "DetectorError" in said[1]
 
 
 def test_a_model_that_is_not_there_is_named() -> None:

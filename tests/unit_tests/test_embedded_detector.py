@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import pickle
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from protector_guardrails import ConfigurationError, EmbeddedDetector, Exchange, Image, Policy, Protector, ToolCall
 from protector_guardrails.detectors.encoding import pad_windows, pool_logits
-from protector_guardrails.errors import WeightsError
+from protector_guardrails.errors import DetectorError, WeightsError
 from protector_guardrails.models import EMBEDDED_DETECTOR, MANIFEST, embedded_detector_card, load_manifest
 
 ANSWERS = [
@@ -248,6 +249,13 @@ def test_a_batch_does_not_wait_for_a_pool_that_others_keep_busy() -> None:
     finally:
         release.set()
     assert [verdict.score for verdict in verdicts] == expected
+
+
+def test_a_forked_process_gets_an_error_in_place_of_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = EmbeddedDetector(threads=1)
+    monkeypatch.setattr(os, "getpid", lambda: detector._process + 1)
+    with pytest.raises(DetectorError, match="before this process was forked: load it in each worker"):
+        detector.detect([Exchange(response="At nine.")])
 
 
 def test_threads_must_be_positive() -> None:
