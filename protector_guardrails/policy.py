@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -113,16 +113,27 @@ class Policy(BaseModel):
             where = "".join(f"{part}: " for part in first["loc"])
             raise ConfigurationError(f"{file} is not a policy: {where}{first['msg']}") from error
 
-    def resolved(self, thresholds: Mapping[str, float], *, detector: str) -> Policy:
+    def resolved(
+        self, thresholds: Mapping[str, float], *, detector: str, categories: Collection[str] | None = None
+    ) -> Policy:
         """This policy with numbers in place of the names of thresholds; a guard does this when it is built.
 
         Args:
             thresholds: The detector's thresholds, by name.
             detector: Name of the detector, for the error.
+            categories: What the detector can tell; None where that is not known.
 
         Raises:
-            ConfigurationError: If the detector has no threshold of that name.
+            ConfigurationError: If the detector has no threshold of that name, or never tells a category that has
+                a threshold here: such a threshold would look like protection and never apply.
         """
+        if categories is not None:
+            for name in self._as_mapping.keys() - {"default", *categories}:
+                known = ", ".join(map(repr, map(str, categories))) or "no category at all"
+                raise ConfigurationError(
+                    f"the policy has a threshold for {str(name)!r}, which the detector {detector} never tells; "
+                    f"it tells {known}, and 'default' is for the overall score"
+                )
         if self.is_resolved:
             return self
 
@@ -156,7 +167,7 @@ class Policy(BaseModel):
     @property
     def strictest_threshold(self) -> float:
         """The lowest threshold, of the overall score or of a category."""
-        return min(self.default_threshold, *self._by_category.values())
+        return min([self.default_threshold, *self._by_category.values()])
 
     @property
     def _as_mapping(self) -> Mapping[str, float | str]:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from protector_guardrails.asking import Asker, Detect, Detoxify, Request
-from protector_guardrails.detectors import resolve_detector
+from protector_guardrails.detectors import resolve_detector, resolve_policy
 from protector_guardrails.detectors.base import HarmDetector
 from protector_guardrails.detoxifiers import AnyDetoxifier, resolve_detoxifier
 from protector_guardrails.errors import AuditError, DetectorError, HarmfulResponseError, ProtectorError
@@ -72,7 +72,7 @@ class Protector:
     ) -> None:
         self.detector = resolve_detector(detector)
         chosen = Policy() if policy is None else Policy.model_validate(policy)
-        self.policy = chosen.resolved(self.detector.thresholds, detector=self.detector.name)
+        self.policy = resolve_policy(chosen, self.detector)
         self.detoxifier = resolve_detoxifier(detoxifier).bound_to(self.detector, self.policy)
         self.asker = Asker(self.policy.timeout_s)
         self.audit = _opened(audit)

@@ -8,7 +8,7 @@ from protector_guardrails.models import EMBEDDED_DETECTOR, load_manifest
 from protector_guardrails.models.presets import PRESETS
 from protector_guardrails.policy import Policy
 
-__all__ = ["HarmDetector", "check_detector", "check_thresholds", "resolve_detector"]
+__all__ = ["HarmDetector", "check_detector", "check_thresholds", "resolve_detector", "resolve_policy"]
 
 _PRESETS = tuple(name for name, preset in PRESETS.items() if preset.kind == "detector")
 _KNOWN = ", ".join(repr(name) for name in ("embedded", *_PRESETS))
@@ -35,6 +35,15 @@ def resolve_detector(detector: str | HarmDetector) -> HarmDetector:
     raise ConfigurationError(f"unknown detector {detector!r}: use {_KNOWN}, or an instance of HarmDetector")
 
 
+def resolve_policy(policy: Policy, detector: HarmDetector) -> Policy:
+    """The policy with the detector's own numbers in place of names of thresholds.
+
+    Raises:
+        ConfigurationError: If the detector has no threshold of that name, or never tells a category that has one.
+    """
+    return policy.resolved(detector.thresholds, detector=detector.name, categories=detector.categories)
+
+
 def check_detector(detector: object) -> None:
     """Refuse what no detector can be made of, without loading one.
 
@@ -49,16 +58,18 @@ def check_detector(detector: object) -> None:
 
 
 def check_thresholds(policy: Policy, detector: str | HarmDetector) -> None:
-    """Refuse a policy that names a threshold which the detector does not have, without loading the detector.
+    """Refuse a policy with a threshold or a category that the detector does not know, without loading the detector.
 
     A :class:`~protector_guardrails.Protector` finds out by itself; this is for what makes one later.
 
     Raises:
-        ConfigurationError: If it has no threshold of that name.
-        WeightsError: If the policy names a threshold, and what the detector's are cannot be read.
+        ConfigurationError: If it has no threshold of that name, or never tells a category that has one.
+        WeightsError: If the embedded detector's names are asked for and cannot be read.
     """
     if isinstance(detector, HarmDetector):
-        policy.resolved(detector.thresholds, detector=detector.name)
-    elif not policy.is_resolved:
-        known = load_manifest(EMBEDDED_DETECTOR, verify=False).thresholds if detector == "embedded" else {}
-        policy.resolved(known, detector=detector)
+        resolve_policy(policy, detector)
+    elif detector == "embedded" and not isinstance(policy.threshold, float):
+        manifest = load_manifest(EMBEDDED_DETECTOR, verify=False)
+        policy.resolved(manifest.thresholds, detector=detector, categories=manifest.categories)
+    else:
+        policy.resolved({}, detector=detector)

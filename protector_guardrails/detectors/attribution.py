@@ -27,7 +27,7 @@ class Candidates:
 
     Attributes:
         pieces: Ranges of the response to be judged by themselves.
-        windows: The windows that they stand in, merged; told where no piece is harmful.
+        windows: The windows that they stand in, merged; one is told where no piece in it is harmful.
         others: Harmful windows that are not looked into, merged.
     """
 
@@ -42,7 +42,13 @@ class Candidates:
             harmful: For each of :attr:`pieces` whether it is harmful by itself.
         """
         found = [piece for piece, is_harmful in zip(self.pieces, harmful, strict=True) if is_harmful]
-        return tuple(sorted([*(found or self.windows), *_outside(self.others, found or self.windows)]))
+        whole = [
+            (start, end)
+            for start, end in self.windows
+            if not any(begin < end and start < stop for begin, stop in found)
+        ]
+        told = sorted([*found, *whole])
+        return tuple(sorted([*told, *_outside(self.others, told)]))
 
 
 def candidates(response: str, windows: Sequence[tuple[float, Span]]) -> Candidates:

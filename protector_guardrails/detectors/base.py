@@ -21,6 +21,8 @@ class HarmDetector(ABC):
         name: Name and version, as written into every verdict.
         threshold: Score from which its own verdicts are harmful, and tell spans.
         thresholds: Scores that have a name, such as ``"fpr-1%"``, for ``Policy(threshold="fpr-1%")``.
+        categories: The harm categories that it can tell; None where that is not known. A guard refuses a policy
+            with a threshold for another one, which would never apply.
 
     Example:
         >>> from protector_guardrails import Exchange, HarmDetector, Verdict
@@ -36,6 +38,7 @@ class HarmDetector(ABC):
     name: str = "unnamed"
     threshold: float = 0.5
     thresholds: Mapping[str, float] = MappingProxyType({})
+    categories: Sequence[str] | None = None
 
     @abstractmethod
     def detect(self, exchanges: Sequence[Exchange]) -> list[Verdict]:

@@ -48,6 +48,7 @@ class CachingDetector(HarmDetector):
         self.size = size
         self.name = self.detector.name
         self.threshold, self.thresholds = self.detector.threshold, self.detector.thresholds
+        self.categories = self.detector.categories
         self.hits = self.misses = 0
         self._secret = secrets.token_bytes(32)
         self._kept: OrderedDict[bytes, Verdict] = OrderedDict()

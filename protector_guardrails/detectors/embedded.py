@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
@@ -78,6 +79,7 @@ class EmbeddedDetector(HarmDetector):
         self.manifest = load_manifest(self.folder)
         self.name = f"{self.manifest.name}@{self.manifest.version}"
         self.threshold, self.thresholds = self.manifest.threshold, self.manifest.thresholds
+        self.categories = self.manifest.categories
         self.normalise = self.manifest.normalise if normalise is None else normalise
         self._asked = normalise
         used = self._at_once = threads or min(4, os.cpu_count() or 1)
@@ -284,9 +286,14 @@ def _network(folder: Path, manifest: DetectorManifest, *, threads: int) -> _Run:
     # Spinning threads eat the cores that the application needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        (folder / "model.onnx").read_bytes(), sess_options=options, providers=["CPUExecutionProvider"]
-    )
+    network = (folder / "model.onnx").read_bytes()
+    # Here too, since it is read later than the manifest: another network would not fit the calibration.
+    if hashlib.sha256(network).hexdigest() != manifest.sha256.get("model.onnx"):
+        raise WeightsError(
+            f"{folder / 'model.onnx'} is not the file that the manifest was written for: "
+            "where the detector was replaced while it ran, load it again"
+        )
+    session = onnxruntime.InferenceSession(network, sess_options=options, providers=["CPUExecutionProvider"])
     outputs = ["logits"]
     if manifest.categories:
         outputs.append("category_logits")

@@ -134,6 +134,7 @@ class TransformersDetector(HarmDetector):
         )
         self.max_batch_tokens = max_batch_tokens
         self.threshold = threshold
+        self.categories = tuple(self.head.categories)
         self._classifier, self._plan = load_classifier(
             plan, dtype=precision, quantization=quantization, device_map=placement, merge=merge
         )

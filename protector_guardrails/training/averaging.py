@@ -52,7 +52,8 @@ class AveragedWeights(TrainerCallback):
                 if not parameter.requires_grad:
                     continue
                 if name in self.mean:
-                    self.mean[name].lerp_(parameter, 1 - self.decay)
+                    # One that was read from a checkpoint lies on the CPU at first.
+                    self.mean[name] = self.mean[name].to(parameter.device).lerp_(parameter, 1 - self.decay)
                 else:
                     self.mean[name] = parameter.detach().clone()
 

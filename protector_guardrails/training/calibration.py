@@ -132,8 +132,8 @@ def expected_calibration_error(probabilities: Floats, labels: NDArray[np.bool_],
 def calibrate(rows: Sequence[LabelledExchange], logits: Mapping[str, Floats], *, seed: int = 13) -> Calibration:
     """Fit on all validation rows, in every mode of use, quiet on ordinary answers; report the error on rows held apart.
 
-    The calibration error reported is that of a calibration fitted on one half of the
-    questions and measured on the other, in both directions.
+    The calibration error and the share of ordinary answers flagged that are reported are those of a
+    calibration fitted on one half of the questions and measured on the other, in both directions.
 
     Args:
         rows: Validation rows.
@@ -142,7 +142,7 @@ def calibrate(rows: Sequence[LabelledExchange], logits: Mapping[str, Floats], *,
     """
     labels = np.array([row.harmful for row in rows])
     temperature, bias = fit_quietly(rows, logits)
-    metrics: dict[str, Any] = {"calibration": _held_apart_error(rows, labels, logits, seed=seed), "validation": {}}
+    metrics: dict[str, Any] = {**_held_apart(rows, labels, logits, seed=seed), "validation": {}}
     scores = {mode: _probabilities(values, temperature, bias) for mode, values in logits.items()}
     for mode, values in scores.items():
         metrics["validation"][mode] = validation_metrics(rows, values)
@@ -173,20 +173,25 @@ def named_thresholds(rows: Sequence[LabelledExchange], scores: Mapping[str, Floa
     return thresholds
 
 
-def _held_apart_error(
+def _held_apart(
     rows: Sequence[LabelledExchange], labels: NDArray[np.bool_], logits: Mapping[str, Floats], *, seed: int
-) -> dict[str, float]:
+) -> dict[str, dict[str, float]]:
     indexed = {id(row): index for index, row in enumerate(rows)}
     halves = [[indexed[id(row)] for row in half] for half in split_by_question(rows, held_out=0.5, seed=seed)]
+    ordinary = np.array([row.source in REAL_MLLM_BENIGN and not row.harmful for row in rows])
     errors: dict[str, list[float]] = {mode: [] for mode in logits}
+    flagged: dict[str, list[bool]] = {mode: [] for mode in logits}
     for fitted, measured in (halves, halves[::-1]):
         half = {mode: scores[fitted] for mode, scores in logits.items()}
         temperature, bias = fit_quietly([rows[index] for index in fitted], half)
         for mode, scores in logits.items():
-            errors[mode].append(
-                expected_calibration_error(_probabilities(scores[measured], temperature, bias), labels[measured])
-            )
-    return {mode: round(float(np.mean(values)), 4) for mode, values in errors.items()}
+            probabilities = _probabilities(scores[measured], temperature, bias)
+            errors[mode].append(expected_calibration_error(probabilities, labels[measured]))
+            flagged[mode].extend((probabilities[ordinary[measured]] >= 0.5).tolist())
+    held_apart = {"calibration": {mode: round(float(np.mean(values)), 4) for mode, values in errors.items()}}
+    if ordinary.any():
+        held_apart["ordinary_flagged"] = {mode: round(float(np.mean(values)), 4) for mode, values in flagged.items()}
+    return held_apart
 
 
 def validation_metrics(

@@ -55,7 +55,8 @@ The thresholds and the calibration were chosen on this data, so expect somewhat 
 
 **Calibration.** The score is `sigmoid(logit / {temperature:.4f} + {bias:.4f})`, fitted on the validation rows; the bias
 is lowered as far as it takes for at most 0.5 % of the ordinary answers to reach 0.5.
-Expected calibration error with 15 bins, fitted on one half of the questions and measured on the other: {calibration}.
+Expected calibration error with 15 bins, fitted on one half of the questions and measured on the other:
+{calibration}.{ordinary}
 
 ## Training
 
@@ -132,6 +133,7 @@ def detector_card(
         categories=_categories(manifest),
         learnt_from="" if learnt_from is None else f": {learnt_from} rows to choose from",
         calibration=", ".join(f"{value:.3f} ({_MODES[mode]})" for mode, value in calibration.items()),
+        ordinary=_ordinary(manifest.metrics.get("ordinary_flagged", {})),
         recipe=_recipe(stages),
         sources=_table(
             ("source", "licence", "rows", "harmful"),
@@ -207,6 +209,13 @@ def _thresholds(manifest: DetectorManifest) -> str:
         "the harmless ones of `mllm_responses`) are flagged, with the question or without. "
         '`Policy(threshold="fpr-1%")` takes one.'
     )
+
+
+def _ordinary(flagged: Mapping[str, float]) -> str:
+    if not flagged:
+        return ""
+    shares = ", ".join(f"{value:.2%} ({_MODES[mode]})" for mode, value in flagged.items())
+    return f" Of the ordinary answers, {shares} are flagged in that way."
 
 
 def _categories(manifest: DetectorManifest) -> str:

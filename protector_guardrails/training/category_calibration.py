@@ -17,6 +17,7 @@ Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]
 
 UNSPECIFIED = -1
+_NONE = -2
 _TEMPERATURES = np.geomspace(0.25, 8.0, 61)
 _FLOORS = np.round(np.arange(0.3, 0.91, 0.05), 2)
 _RARE = 5
@@ -54,10 +55,11 @@ def told(logits: Floats, temperature: float, floor: float) -> Numbers:
 def calibrate_categories(
     rows: Sequence[LabelledExchange], logits: Mapping[str, Floats], *, precision: float = 0.75
 ) -> CategoryCalibration | None:
-    """Fit on the harmful rows whose hazard is known.
+    """Fit on the harmful rows whose hazard is known, or known to be none of these.
 
     The temperature makes the known hazards most likely; the floor is the lowest at which at least
-    ``precision`` of the categories that are told are right, or, where none reaches it, the highest.
+    ``precision`` of the categories that are told are right, or, where none reaches it, the highest. What is told
+    of a harmful row whose category is ``"none"`` is wrong. Rows of unknown hazard count nowhere.
 
     Args:
         rows: Validation rows.
@@ -77,10 +79,13 @@ def calibrate_categories(
         np.log(shares(stacked, float(value))[np.arange(len(twice)), twice] + 1e-12).mean() for value in _TEMPERATURES
     ]
     temperature = float(_TEMPERATURES[int(np.argmax(likelihoods))])
+    none = [index for index, row in enumerate(rows) if row.harmful and row.category.strip().lower() == "none"]
+    with_none = np.concatenate([stacked, *(values[none] for values in logits.values())])
+    right = np.concatenate([twice, np.full(len(none) * len(logits), _NONE)])
     floor = float(_FLOORS[-1])
     for value in _FLOORS:
-        answers = told(stacked, temperature, float(value))
-        if (answers != UNSPECIFIED).any() and (answers == twice)[answers != UNSPECIFIED].mean() >= precision:
+        answers = told(with_none, temperature, float(value))
+        if (answers != UNSPECIFIED).any() and (answers == right)[answers != UNSPECIFIED].mean() >= precision:
             floor = float(value)
             break
     sources = np.array([rows[index].source for index in known])

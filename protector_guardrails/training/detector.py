@@ -404,7 +404,8 @@ def train_detector(config: DetectorTrainingConfig, *, base: Path, resume: bool =
     if not resume:
         # The Trainer goes by step numbers: it would keep an earlier run's later checkpoint and go on from that.
         shutil.rmtree(checkpoints, ignore_errors=True)
-        (config.output / "metrics.jsonl").unlink(missing_ok=True)
+        for earlier in ("metrics.jsonl", "model.safetensors"):  # so that it is not taken for what this run made
+            (config.output / earlier).unlink(missing_ok=True)
     trainer.train(resume_from_checkpoint=resume and any(checkpoints.glob("checkpoint-*")))
     if config.average:
         save_weights(model, config.output / "last.safetensors")

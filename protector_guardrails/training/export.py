@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -144,7 +145,7 @@ def export_detector(
     Args:
         run: Folder of a finished training run.
         validation: Labelled files that were never trained on; of files of pairs, the answers kept apart.
-        output: Folder to write; existing files of a detector there are replaced.
+        output: Folder to write; existing files of a detector there are replaced when everything else is done.
         base: Folder of the base encoder (its configuration is needed).
         name: Name of the detector, as it will stand in verdicts.
         normalise: Whether it judges responses without their disguises, here and wherever it is used
@@ -152,46 +153,55 @@ def export_detector(
 
     Returns:
         ``output``.
+
+    Raises:
+        ValueError: If a file of rows is malformed, or an earlier run's settings are missing.
     """
-    output.mkdir(parents=True, exist_ok=True)
     model, config = load_run(run, base=base)
-    tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
-    encoder = PairEncoder(
-        tokenizer, max_tokens=config.max_tokens, question_tokens=config.question_tokens, overlap=config.overlap
-    )
-    tokenizer.save(str(output / "tokenizer.json"), pretty=False)
-    full_precision = run / "model.float32.onnx"
-    to_onnx(model, encoder, full_precision)
-    quantise(full_precision, output / "model.onnx")
-
-    manifest = DetectorManifest(
-        name=name,
-        version=__version__,
-        max_tokens=config.max_tokens,
-        question_tokens=config.question_tokens,
-        overlap=config.overlap,
-        temperature=1.0,
-        bias=0.0,
-        categories=tuple(map(str, CATEGORIES)) if model.category_head is not None else (),
-        normalise=normalise,
-        sha256={file: sha256_of(output / file) for file in ("model.onnx", "tokenizer.json")},
-    )
-    _write_manifest(output, manifest)
-
+    stages = [*_earlier_stages(config), config]
     rows = [row for path in validation for row in labelled(path, apart=True)]
-    outputs = validation_outputs(EmbeddedDetector(output), rows, cache=run / "validation-outputs.json")
-    manifest = _calibrated(manifest, rows, outputs)
-    _write_manifest(output, manifest)
     history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    card = detector_card(
-        manifest,
-        stages=[*_earlier_stages(config), config],
-        history=history,
-        sources=describe_sources(config.train),
-        learnt_from=len(training_rows(config)),
-        size_bytes=(output / "model.onnx").stat().st_size,
-    )
-    (output / CARD).write_text(card, encoding="utf-8")
+    output.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=output, prefix=".export-") as unfinished:
+        made = Path(unfinished)
+        tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
+        encoder = PairEncoder(
+            tokenizer, max_tokens=config.max_tokens, question_tokens=config.question_tokens, overlap=config.overlap
+        )
+        tokenizer.save(str(made / "tokenizer.json"), pretty=False)
+        full_precision = run / "model.float32.onnx"
+        to_onnx(model, encoder, full_precision)
+        quantise(full_precision, made / "model.onnx")
+
+        manifest = DetectorManifest(
+            name=name,
+            version=__version__,
+            max_tokens=config.max_tokens,
+            question_tokens=config.question_tokens,
+            overlap=config.overlap,
+            temperature=1.0,
+            bias=0.0,
+            categories=tuple(map(str, CATEGORIES)) if model.category_head is not None else (),
+            normalise=normalise,
+            sha256={file: sha256_of(made / file) for file in ("model.onnx", "tokenizer.json")},
+        )
+        _write_manifest(made, manifest)
+
+        outputs = validation_outputs(EmbeddedDetector(made), rows, cache=run / "validation-outputs.json")
+        manifest = _calibrated(manifest, rows, outputs)
+        _write_manifest(made, manifest)
+        card = detector_card(
+            manifest,
+            stages=stages,
+            history=history,
+            sources=describe_sources(config.train),
+            learnt_from=len(training_rows(config)),
+            size_bytes=(made / "model.onnx").stat().st_size,
+        )
+        (made / CARD).write_text(card, encoding="utf-8")
+        # The manifest last: until it is there, the files do not match the one that was.
+        for file in ("tokenizer.json", "model.onnx", CARD, MANIFEST):
+            (made / file).replace(output / file)
     return output
 
 
@@ -251,12 +261,16 @@ def validation_outputs(
     Args:
         detector: The detector.
         rows: The rows.
-        cache: Kept there, keyed by the model's hash and the rows.
+        cache: Kept there, for the same detector and the same texts.
 
     Returns:
         Mode to an array (rows, 1 + categories): raw logit of harm, and raw category logits.
     """
-    key = [detector.manifest.sha256["model.onnx"], detector.manifest.normalise, [row.id for row in rows]]
+    texts = json.dumps([[row.question, row.description, row.response] for row in rows])
+    described = detector.manifest.model_dump(
+        include={"sha256", "normalise", "max_tokens", "question_tokens", "overlap", "categories"}, mode="json"
+    )
+    key = [described, hashlib.sha256(texts.encode()).hexdigest()]
     if cache and cache.exists():
         stored = json.loads(cache.read_text())
         if stored["key"] == key:

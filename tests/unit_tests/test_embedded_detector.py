@@ -251,6 +251,17 @@ def test_a_batch_does_not_wait_for_a_pool_that_others_keep_busy() -> None:
     assert [verdict.score for verdict in verdicts] == expected
 
 
+def test_files_that_are_replaced_under_a_detector_are_not_mixed_with_its_own(tmp_path: Path) -> None:
+    folder = shutil.copytree(EMBEDDED_DETECTOR, tmp_path / "detector")
+    detector = EmbeddedDetector(folder, threads=2)
+    assert len(detector.detect([Exchange(response="At nine.")])) == 1
+    with (folder / "model.onnx").open("ab") as network:
+        network.write(b"\x00")
+    with pytest.raises(WeightsError, match="replaced while it ran"):  # the network for batches is loaded now
+        detector.detect([Exchange(response=answer) for answer in ANSWERS])
+    assert len(detector.detect([Exchange(response="At nine.")])) == 1
+
+
 def test_a_forked_process_gets_an_error_in_place_of_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     detector = EmbeddedDetector(threads=1)
     monkeypatch.setattr(os, "getpid", lambda: detector._process + 1)

@@ -15,6 +15,7 @@ from llama_index.core.llms import MockLLM
 from pydantic import ValidationError
 
 from protector_guardrails import (
+    CachingDetector,
     ConfigurationError,
     DetoxifierRunnable,
     EmbeddedDetector,
@@ -61,6 +62,18 @@ def test_a_name_may_stand_beside_thresholds_of_categories() -> None:
     assert resolved.threshold == {"default": 0.1, "privacy": 0.7}
     assert (resolved.default_threshold, resolved.strictest_threshold) == (0.1, 0.1)
     assert policy.threshold == {"default": "strict", "privacy": 0.7}, "the policy itself stays as it is"
+
+
+def test_a_threshold_for_a_category_that_is_never_told_is_an_error_and_not_a_comfort() -> None:
+    policy = Policy(threshold={"default": 0.5, "privicy": 0.1})
+    with pytest.raises(ConfigurationError, match=r"'privicy', which the detector embedded@.* never tells.*'privacy'"):
+        Protector(policy=policy)
+    with pytest.raises(ConfigurationError, match="'privicy'"):
+        check_thresholds(policy, "embedded")
+    with pytest.raises(ConfigurationError, match="'privicy'"):
+        Protector(CachingDetector("embedded"), policy=policy)
+    assert Protector(Length(), policy=policy).policy == policy, "one that does not say what it tells may tell it"
+    assert Policy(threshold={}).strictest_threshold == 0.5
 
 
 GUARDS: dict[str, Callable[[Policy], Any]] = {

@@ -171,6 +171,7 @@ def test_a_new_run_in_the_same_folder_forgets_the_old_one(
     config = config_for(tmp_path, held_out=0.0, epochs=2, save_steps=5, seed=2)
     interrupt(config, base, monkeypatch, step=6)
     assert not (config.output / "metrics.jsonl").exists()
+    assert not (config.output / "model.safetensors").exists(), "another run's weights would pass for this one's"
     assert [path.name for path in (config.output / "checkpoints").iterdir()] == ["checkpoint-5"]
 
 

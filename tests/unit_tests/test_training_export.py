@@ -22,11 +22,17 @@ from protector_guardrails import EmbeddedDetector, Exchange
 from protector_guardrails.detectors.encoding import PairEncoder, pad_windows
 from protector_guardrails.models import CARD, load_manifest
 from protector_guardrails.models.base_weights import minilm_folder
-from protector_guardrails.training.calibration import expected_calibration_error, fit, named_thresholds, quiet_bias
+from protector_guardrails.training.calibration import (
+    calibrate,
+    expected_calibration_error,
+    fit,
+    named_thresholds,
+    quiet_bias,
+)
 from protector_guardrails.training.categories import CATEGORIES
 from protector_guardrails.training.data import LabelledExchange
 from protector_guardrails.training.detector import DetectorTrainingConfig, train_detector
-from protector_guardrails.training.export import export_detector, load_run, quantise, to_onnx
+from protector_guardrails.training.export import export_detector, load_run, quantise, to_onnx, validation_outputs
 from protector_guardrails.training.model import HarmClassifier
 
 
@@ -113,6 +119,30 @@ def test_card_tells_every_stage_once_those_of_a_blend_too(
     (tmp_path / "third" / "config.json").unlink()
     with pytest.raises(ValueError, match=r"third.config\.json is missing"):
         export_detector(last.parent, validation=[validation], output=tmp_path / "again", base=base, name="tiny")
+
+
+def test_what_was_judged_before_is_used_for_the_same_texts_only(
+    exported: tuple[Path, Path, Path, Path], tmp_path: Path
+) -> None:
+    detector, cache = EmbeddedDetector(exported[0]), tmp_path / "outputs.json"
+    one, other = (LabelledExchange("1", "tiny", "", "", response, True) for response in ("a blue river", "a lamp"))
+    first, second = (validation_outputs(detector, [row], cache=cache)["full"] for row in (one, other))
+    again = validation_outputs(detector, [other], cache=cache)["full"]
+    assert not np.array_equal(first, second) and np.array_equal(second, again)
+
+
+def test_an_export_that_fails_leaves_the_detector_that_was(
+    exported: tuple[Path, Path, Path, Path], tmp_path: Path
+) -> None:
+    output, run, base, validation = exported
+    folder = shutil.copytree(output, tmp_path / "detector")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    one_class = tmp_path / "one_class.jsonl"
+    one_class.write_text("".join(line for line in validation.open() if '"harmful": true' in line))
+    run = shutil.copytree(run, tmp_path / "run")
+    with pytest.raises(ValueError, match="harmful and harmless"):
+        export_detector(run, validation=[one_class], output=folder, base=base, name="tiny")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_both_outputs_are_exported_and_the_categories_are_calibrated(exported: tuple[Path, Path, Path, Path]) -> None:
@@ -222,3 +252,13 @@ def test_the_bias_keeps_ordinary_answers_below_the_middle_in_every_mode() -> Non
     flagged = [float((values[1::2] / 1.5 + bias >= 0).mean()) for values in logits.values()]
     assert 0.004 <= max(flagged) <= 0.005
     assert quiet_bias(rows[::2], {"full": logits["full"][::2]}, 1.5) == float("inf")
+
+
+def test_the_share_of_ordinary_answers_flagged_is_measured_on_questions_that_were_not_fitted() -> None:
+    rng = np.random.default_rng(7)
+    rows = [LabelledExchange(str(n), "mmvet", f"question {n}", "", f"answer {n}", False) for n in range(1000)]
+    rows += [LabelledExchange(str(n), "other", f"request {n}", "", f"reply {n}", True) for n in range(1000)]
+    logits = {"full": np.concatenate([rng.normal(-1, 1, 1000), rng.normal(1, 1, 1000)])}
+    found = calibrate(rows, logits)
+    assert (found.probabilities(logits["full"][:1000]) >= 0.5).mean() == 0.005
+    assert 0 < found.metrics["ordinary_flagged"]["full"] < 0.03

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from protector_guardrails import __version__
+from protector_guardrails.detectors import resolve_policy
 from protector_guardrails.detectors.base import HarmDetector
 from protector_guardrails.detoxifiers import AnyDetoxifier
 from protector_guardrails.errors import ConfigurationError
@@ -112,7 +113,7 @@ def evaluate_defense(
     require_extra("evaluating a defence")
     guarding = named(detector.name, detector) if isinstance(detector, HarmDetector) else load_detector(detector)
     chosen = Policy() if policy is None else Policy.model_validate(policy)
-    chosen = chosen.resolved(guarding.detector.thresholds, detector=guarding.detector.name)
+    chosen = resolve_policy(chosen, guarding.detector)
     rewriting = load_detoxifier(detoxifier)
     who = load_judges(judges, concurrency=concurrency)
     asked = _Questions(open_benchmarks([*benchmarks, *benign], limit=limit, kinds=kinds), benign_from=len(benchmarks))

@@ -57,6 +57,15 @@ def test_harm_that_no_sentence_has_alone_is_told_by_its_window(tmp_path: Path) -
     assert told(Together(tmp_path), "Stir soup. Stir soup. Stir soup.") == ["Stir soup. Stir soup. Stir soup."]
 
 
+def test_a_window_with_no_harmful_sentence_is_told_beside_sentences_of_others() -> None:
+    response = "A bad thing. Stir soup. " + "Soup is a thing. " * 3 + "Odd soup. Odd soup."
+    first, last = (0, 23), (response.index("Odd"), len(response))
+    looked_into = candidates(response, [(3.0, first), (2.5, last)])
+    assert looked_into.windows == (first, last)
+    harmful = [response[start:end].startswith("A bad") for start, end in looked_into.pieces]
+    assert looked_into.spans(harmful) == ((0, 12), last)
+
+
 def test_one_sentence_is_not_judged_twice(detector: EmbeddedDetector) -> None:
     assert told(detector, "  A bad thing.\n") == ["A bad thing."]
 

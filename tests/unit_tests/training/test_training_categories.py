@@ -72,6 +72,18 @@ def test_the_floor_leaves_guesses_unspecified() -> None:
     assert 0.4 < measured["told"] < 0.75
 
 
+def test_a_category_told_of_a_row_that_has_none_raises_the_floor() -> None:
+    confident, unsure = np.eye(len(CATEGORIES))[0] * 6.0, np.eye(len(CATEGORIES))[0] * 0.5
+    known = [row(number, str(CATEGORIES[0])) for number in range(10)]
+    without = [row(number, "none") for number in range(10, 20)]
+    plain = calibrate_categories(known, {"full": np.array([confident] * 10)})
+    found = calibrate_categories([*known, *without], {"full": np.array([confident] * 10 + [unsure] * 10)})
+    assert plain is not None and found is not None
+    assert found.temperature == plain.temperature
+    answers = told(np.array([confident, unsure]), found.temperature, found.floor)
+    assert plain.floor < found.floor and answers.tolist() == [0, UNSPECIFIED]
+
+
 def test_only_harmful_rows_with_a_known_hazard_count() -> None:
     rows = [row(0, "hate", harmful=False), row(1, "")]
     assert calibrate_categories(rows, {"full": np.zeros((2, len(CATEGORIES)))}) is None
