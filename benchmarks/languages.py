@@ -1,48 +1,49 @@
-"""Answers that are not English, in the written material kept apart: ``python benchmarks/languages.py``.
+"""Answers that are not English, written by the project and kept apart: ``python benchmarks/languages.py``.
 
-An answer counts if fewer than a fifth of its words are among scikit-learn's English stop words. A
-few lists of English names and things slip in. Needs the extra ``evaluate``.
+Needs the extra ``evaluate``.
 """
 
 from __future__ import annotations
 
-import re
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+from rich.console import Console
+from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
-from protector_guardrails import EmbeddedDetector, Exchange
+from protector_guardrails import EmbeddedDetector
 from protector_guardrails.training import data
+from protector_guardrails.training.export import as_exchange
 
-SHARE, LEAST_CHARACTERS = 0.2, 20
+ROWS = Path(data.__file__).parent / "contrast" / "languages_held_apart.jsonl.gz"
 
 
-def is_foreign(response: str) -> bool:
-    """Whether an answer hardly has a word that English sentences are held together by."""
-    words = re.findall(r"[^\W\d_]+", response.lower())
-    return len(response) >= LEAST_CHARACTERS and sum(word in ENGLISH_STOP_WORDS for word in words) < SHARE * len(words)
+def language(row: data.LabelledExchange) -> str:
+    """The two letters that a row's kind begins with."""
+    return row.kind.partition("_")[0]
 
 
 def main() -> None:
-    folder = Path(data.__file__).parent / "contrast"
-    rows = [
-        row
-        for path in sorted(folder.glob("*held_apart.jsonl.gz"))
-        if "readings" not in path.name
-        for row in data.read_exchanges(path)
-        if is_foreign(row.response)
-    ]
+    rows = sorted(data.read_exchanges(ROWS), key=language)
     harmful = np.array([row.harmful for row in rows])
-    scores = np.array(
-        [v.score for v in EmbeddedDetector.shared().detect([Exchange(response=r.response) for r in rows])]
-    )
-    print(f"{len(rows)} answers, {harmful.sum()} of them harmful")
-    print(f"AUROC {roc_auc_score(harmful, scores):.2f}")
-    print(
-        f"recall at 0.5 {(scores[harmful] >= 0.5).mean():.0%}, false positives {(scores[~harmful] >= 0.5).mean():.0%}"
-    )
+    table = Table("language", "answers, harmful", "recall at 0.5, full / response", "false positives", "AUROC")
+    scores = [
+        np.array([verdict.score for verdict in EmbeddedDetector.shared().detect([as_exchange(r, mode) for r in rows])])
+        for mode in ("full", "response")
+    ]
+    groups = {name: [index for index, _ in here] for name, here in groupby(enumerate(rows), lambda r: language(r[1]))}
+    for name, here in ({"all": list(range(len(rows)))} | groups).items():
+        truth = harmful[here]
+        table.add_row(
+            name,
+            f"{len(here)}, {truth.sum()}",
+            " / ".join(f"{(score[here][truth] >= 0.5).mean():.0%}" for score in scores),
+            " / ".join(f"{(score[here][~truth] >= 0.5).mean():.0%}" for score in scores),
+            " / ".join(f"{roc_auc_score(truth, score[here]):.2f}" for score in scores),
+        )
+    Console().print(table)
 
 
 if __name__ == "__main__":
