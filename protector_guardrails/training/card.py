@@ -89,7 +89,7 @@ AUROC of the network in training precision, before quantisation{averaged}.
 - It reads words. Harm that lies in the picture alone is invisible to it unless a description is given.
 - Short answers that agree to something ("Yes, do.") cannot be told good from bad without the question and the
   description, and not always with them.
-- English. Some rows of other languages were learnt from, and none is measured. {disguises}
+- English. Rows of other languages were learnt from, and none is measured here. {disguises}
 - Rude chit-chat and biased opinions (`diasafety_val`) are recognised much less well than dangerous instructions.
 - Labels of several sources come from other models or from how a data set was built; part of what it learnt is
   their taste.
