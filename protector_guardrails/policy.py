@@ -127,13 +127,12 @@ class Policy(BaseModel):
             ConfigurationError: If the detector has no threshold of that name, or never tells a category that has
                 a threshold here: such a threshold would look like protection and never apply.
         """
-        if categories is not None:
-            for name in self._as_mapping.keys() - {"default", *categories}:
-                known = ", ".join(map(repr, map(str, categories))) or "no category at all"
-                raise ConfigurationError(
-                    f"the policy has a threshold for {str(name)!r}, which the detector {detector} never tells; "
-                    f"it tells {known}, and 'default' is for the overall score"
-                )
+        if categories is not None and (never := self._as_mapping.keys() - {"default", *categories}):
+            named, known = (", ".join(repr(str(name)) for name in names) for names in (sorted(never), categories))
+            raise ConfigurationError(
+                f"the policy has a threshold for {named}, which the detector {detector} never tells; "
+                f"it tells {known or 'no category at all'}, and 'default' is for the overall score"
+            )
         if self.is_resolved:
             return self
 
